@@ -1,0 +1,125 @@
+//! What goes into the agent's core, and what comes out.
+//!
+//! The shell carries out outputs in the order given. A `Persist` is on disk before anything after it happens; if it
+//! cannot be saved, the shell drops the rest of the list and ends the process (its addresses then leave by the
+//! kernel's hand). The core cannot fail: what did not work comes back as an input.
+
+use mmm_common::epoch::{Anchor, Epoch};
+use mmm_common::ids::{HostName, Millis};
+use mmm_common::order::{Hold, Order, Task};
+use mmm_common::report::{Report, ServerReport, TaskOutcome};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A deadline of `next_deadline` has come.
+    Tick,
+    /// A monitor has connected and its hello was right. Any older connection is closed by the shell.
+    MonitorUp,
+    MonitorDown {
+        why: String,
+    },
+    Order(Order),
+    /// Answer to `LookUp`: which role addresses of the configuration are on the machine now.
+    Kernel {
+        asked: u64,
+        present: BTreeSet<IpAddr>,
+    },
+    /// The kernel could not be asked.
+    KernelUnreadable {
+        asked: u64,
+        why: String,
+    },
+    /// The kernel announced a change of a role address or of a cluster interface (link down or up).
+    KernelChanged,
+    /// What the database watcher sees; sent at every change and at least once a second.
+    Server(ServerReport),
+    /// A step was carried out, or not.
+    Done {
+        step: Step,
+        result: Result<(), String>,
+    },
+    /// A `Step::Task` has ended.
+    TaskDone {
+        id: Epoch,
+        outcome: TaskOutcome,
+    },
+    /// SIGTERM. `keep`: an upgrade; leave everything as it is and save, so that the next process goes on.
+    Shutdown {
+        keep: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    Persist(Saved),
+    /// Read the kernel's addresses and give them back as `Kernel`, before handling any other input.
+    LookUp {
+        asked: u64,
+    },
+    /// Send to the monitor, if connected.
+    Send(Box<Report>),
+    Do(Step),
+    Audit(Audit),
+    /// Everything is let go (or kept on purpose): end the process.
+    Exit,
+}
+
+/// Something to do on this host. Address steps are done at once, in order, and answered by `Done` before the next
+/// input. Server steps are queued to one worker that does them one after the other under deadlines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Add the address, or refresh it when it is there, with a kernel lifetime of so many whole seconds.
+    Address {
+        ip: IpAddr,
+        lifetime_s: u32,
+    },
+    /// Gratuitous ARP (IPv6: neighbour advertisement) at 0, 0.1, 0.3, 1, 3 and 5 s, until the address is removed.
+    Announce {
+        ip: IpAddr,
+    },
+    /// Destroy the sockets on the address, then remove it. Not being there is success.
+    Remove {
+        ip: IpAddr,
+    },
+    /// `read_only = 1` (and super_read_only), at once, and read it back. Clients that write are killed when they
+    /// hold it up.
+    ReadOnly,
+    /// `read_only = 0`, and read it back.
+    Writable,
+    /// Point replication at this host (login from the configuration) and start both threads. Nothing is done when
+    /// it is so already.
+    Follow {
+        host: HostName,
+    },
+    /// Stop the I/O thread; the SQL thread goes on.
+    Detach,
+    Task(Task),
+}
+
+/// What must survive the process (safety.md, R4 and R9).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    pub addresses: BTreeMap<IpAddr, SavedAddress>,
+    /// The kernel's boot id when this was saved: hold orders are used again only within it.
+    pub machine_boot: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedAddress {
+    pub seen: Epoch,
+    /// The hold order, and the end of its lease on CLOCK_BOOTTIME as last saved (later renewals are not saved).
+    pub hold: Option<(Hold, Millis)>,
+    /// The anchor of the newest order accepted, for the log.
+    pub answers: Anchor,
+}
+
+/// One line for the log: a decision or a finding, with its reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Audit {
+    Info(String),
+    Warn(String),
+    Error(String),
+}

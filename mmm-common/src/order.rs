@@ -1,0 +1,93 @@
+//! What the monitor tells an agent: always the whole picture of what the host should be doing, never a change.
+//!
+//! An order answers one report. Sending the same picture again in answer to a newer report renews the leases.
+
+use crate::epoch::{Anchor, Epoch};
+use crate::gtid::Gtids;
+use crate::ids::{HostName, RoleName};
+use crate::state::HostState;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The report that this answers; leases count from when that one was sent (R4).
+    pub answers: Anchor,
+    /// What the monitor thinks of the host; for the agent's log.
+    pub state: HostState,
+    /// Addresses the monitor has a word to say about. One that is not named is neither renewed nor taken away.
+    pub addresses: BTreeMap<IpAddr, AddressOrder>,
+    pub replication: ReplicationOrder,
+    /// One piece of work with an end, done once per id.
+    pub task: Option<Task>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum AddressOrder {
+    Hold(Hold),
+    /// Forget any order for the address, remove it, report.
+    LetGo {
+        epoch: Epoch,
+    },
+}
+
+impl AddressOrder {
+    pub fn epoch(&self) -> Epoch {
+        match self {
+            AddressOrder::Hold(h) => h.epoch,
+            AddressOrder::LetGo { epoch } => *epoch,
+        }
+    }
+}
+
+/// An order to have an address (safety.md, R2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    pub epoch: Epoch,
+    pub role: RoleName,
+    /// The other agents that could be given the address, and whose vouches together extend the lease (R6).
+    pub granters: BTreeSet<HostName>,
+    /// True only if nobody else could be acting on an order for this address when it was sent (R3).
+    pub proof: bool,
+    /// Whether the server is to be writable while the address is held (R13). A change is a new epoch.
+    pub write: bool,
+}
+
+/// Whom the host's server should replicate from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "replicate", rename_all = "snake_case")]
+pub enum ReplicationOrder {
+    /// Leave replication as it is.
+    Keep,
+    /// Replicate from `host`, both threads running. The login is in the agent's own configuration.
+    Follow { host: HostName },
+    /// Fetch from nobody (the I/O thread is stopped); what was received is still applied.
+    Detached,
+}
+
+/// Work with an end. The agent does it once per `id` and goes on reporting how it ended until the order drops it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// The epoch of the decision that this belongs to.
+    pub id: Epoch,
+    pub work: Work,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "work", rename_all = "snake_case")]
+pub enum Work {
+    /// Make the server read-only without losing an acknowledged commit, and tell its position (data-safety.md,
+    /// planned move, step 2). Fails within `timeout_ms`, and then the server is as it was.
+    Quiesce {
+        /// How long to wait for a moment without open write transactions before forcing one.
+        grace_ms: u64,
+        timeout_ms: u64,
+    },
+    /// Wait until everything in `position` has been applied here (step 3).
+    CatchUp { position: Gtids, timeout_ms: u64 },
+    /// Stop fetching, apply everything that has been received, and tell the position (unplanned failover, step 3).
+    /// A stopped SQL thread is started first; one that cannot go on is a failure, not "in sync".
+    Drain { timeout_ms: u64 },
+}
