@@ -1,0 +1,280 @@
+//! The command line: MMM's verbs, and what each one asks of the monitor.
+//!
+//! Wrong usage is a wrong shape: an unknown verb or option, too few or too many words. It exits 2 and shows how it is
+//! meant. A wrong value (an unknown check, an address that is none) is an `ERROR:` answer like those of the monitor,
+//! so that scripts need to look in one place only. Nothing here talks to anybody.
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use mmm_common::control::Command;
+use mmm_common::ids::{HostName, RoleName};
+use mmm_common::state::CheckKind;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the monitor's configuration lies when nothing else is said.
+pub(crate) const DEFAULT_CONFIG: &str = "/etc/mysql-mmm/mmm_mon.toml";
+
+/// MMM's own list, with what is new. One golden test holds it, another that no verb is missing.
+const HELP: &str = "\
+Usage: mmm_control [@CLUSTER] [OPTIONS] <COMMAND>
+
+Valid commands are:
+    help                              - show this message
+    ping                              - ping monitor
+    show                              - show status
+    checks [<host>|all [<check>|all]] - show checks status
+    set_online <host>                 - set host <host> online
+    set_offline <host>                - set host <host> offline
+    mode                              - print current mode
+    set_active                        - switch into active mode
+    set_manual                        - switch into manual mode
+    set_passive                       - switch into passive mode
+    move_role [--force] <role> <host> - move exclusive role <role> to host <host>
+                                        (Only use --force if you know what you are doing!)
+    set_ip <ip> <host>                - set role with ip <ip> to host <host>
+                                        (Only in passive mode)
+    confirm_dead <host>               - your word that host <host> is switched off and stays so:
+                                        others may take over its roles without waiting for it
+
+Options:
+    @CLUSTER                          - first word only: read mmm_mon_CLUSTER.toml beside the default configuration
+    -c, --config <FILE>               - the monitor's configuration (default: /etc/mysql-mmm/mmm_mon.toml)
+    --json                            - answer with one JSON document
+    --timeout <SECONDS>               - how long to wait for the answer (default: 10, move_role: 90)
+    -h, --help                        - show this message
+    -V, --version                     - show the version
+
+Exit codes: 0 done, 1 an ERROR: answer, 2 wrong usage or configuration, 3 no monitor or no answer from it
+";
+
+/// What was asked for, once the words have the right shape.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) config: PathBuf,
+    pub(crate) timeout: Option<Duration>,
+    /// Err: a value that cannot be meant, in the words after `ERROR: `.
+    pub(crate) command: Result<Command, String>,
+}
+
+/// Why there is nothing to ask the monitor.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Instead {
+    Help(String),
+    Version(String),
+    WrongUsage(String),
+}
+
+#[derive(Parser)]
+#[command(name = "mmm_control", version, override_help = HELP, disable_help_subcommand = true)]
+struct Line {
+    #[arg(short, long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Answer with one JSON document.
+    #[arg(long, global = true)]
+    json: bool,
+    /// How long to wait for the answer.
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    timeout: Option<u64>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+#[command(rename_all = "snake_case")]
+enum Verb {
+    /// Show the list of commands
+    Help,
+    /// Ping monitor
+    Ping,
+    /// Show status
+    Show,
+    /// Show checks status
+    Checks {
+        #[arg(default_value = "all")]
+        host: String,
+        #[arg(default_value = "all")]
+        check: String,
+    },
+    /// Print current mode
+    Mode,
+    /// Switch into active mode
+    SetActive,
+    /// Switch into manual mode
+    SetManual,
+    /// Switch into passive mode
+    SetPassive,
+    /// Set a host online
+    SetOnline { host: String },
+    /// Set a host offline
+    SetOffline { host: String },
+    /// Move an exclusive role to a host
+    MoveRole {
+        /// Only if you know what you are doing
+        #[arg(long)]
+        force: bool,
+        role: String,
+        host: String,
+    },
+    /// Set the role with this address to a host; only in passive mode
+    SetIp { ip: String, host: String },
+    /// Your word that a host is switched off and stays so
+    ConfirmDead { host: String },
+}
+
+/// Reads the words after the program's name. `json` is found even when the rest is wrong, because the complaint has
+/// to be JSON as well then.
+pub(crate) fn read(words: Vec<OsString>) -> (bool, Result<Asked, Instead>) {
+    let json = words.iter().any(|w| w == "--json");
+    (json, read_line(words))
+}
+
+fn read_line(mut words: Vec<OsString>) -> Result<Asked, Instead> {
+    let cluster = match words.first().and_then(|w| w.to_str()).and_then(|w| w.strip_prefix('@')) {
+        Some(name) => Some(cluster_name(name)?),
+        None => None,
+    };
+    if cluster.is_some() {
+        words.remove(0);
+    }
+    let line = Line::command()
+        .no_binary_name(true)
+        .try_get_matches_from(words)
+        .and_then(|matches| Line::from_arg_matches(&matches))
+        .map_err(|e| instead(&e))?;
+    let config = match (cluster, line.config) {
+        (Some(_), Some(_)) => {
+            return Err(wrong_usage("@CLUSTER and --config name two configurations; give one of them"));
+        }
+        (Some(cluster), None) => Path::new(DEFAULT_CONFIG).with_file_name(format!("mmm_mon_{cluster}.toml")),
+        (None, Some(file)) => file,
+        (None, None) => PathBuf::from(DEFAULT_CONFIG),
+    };
+    let timeout = line.timeout.map(Duration::from_secs);
+    match command(line.verb) {
+        Some(command) => Ok(Asked { config, timeout, command }),
+        None => Err(Instead::Help(HELP.to_owned())),
+    }
+}
+
+/// None: nothing for the monitor to answer.
+fn command(verb: Verb) -> Option<Result<Command, String>> {
+    Some(Ok(match verb {
+        Verb::Help => return None,
+        Verb::Ping => Command::Ping,
+        Verb::Show => Command::Show,
+        Verb::Checks { host, check } => match check_kind(&check) {
+            Ok(check) => Command::Checks { host: (host != "all").then_some(HostName(host)), check },
+            Err(why) => return Some(Err(why)),
+        },
+        Verb::Mode => Command::Mode,
+        Verb::SetActive => Command::SetActive,
+        Verb::SetManual => Command::SetManual,
+        Verb::SetPassive => Command::SetPassive,
+        Verb::SetOnline { host } => Command::SetOnline { host: HostName(host) },
+        Verb::SetOffline { host } => Command::SetOffline { host: HostName(host) },
+        Verb::MoveRole { force, role, host } => Command::MoveRole { role: RoleName(role), host: HostName(host), force },
+        Verb::SetIp { ip, host } => match ip.parse() {
+            Ok(ip) => Command::SetIp { ip, host: HostName(host) },
+            Err(_) => return Some(Err(format!("'{ip}' is not an IP address!"))),
+        },
+        Verb::ConfirmDead { host } => Command::ConfirmDead { host: HostName(host) },
+    }))
+}
+
+fn check_kind(word: &str) -> Result<Option<CheckKind>, String> {
+    if word == "all" {
+        return Ok(None);
+    }
+    word.parse().map(Some).map_err(|_| {
+        let known: Vec<&str> = CheckKind::ALL.iter().map(|k| k.as_str()).collect();
+        format!("Unknown check '{word}'! Known checks: {}.", known.join(", "))
+    })
+}
+
+/// A name, not a path: it must not lead out of the configuration's folder.
+fn cluster_name(name: &str) -> Result<String, Instead> {
+    let good = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+    if good {
+        Ok(name.to_owned())
+    } else {
+        Err(wrong_usage(&format!("'@{name}' is no cluster's name: letters, digits, '_' and '-' after the '@'")))
+    }
+}
+
+fn wrong_usage(what: &str) -> Instead {
+    Instead::WrongUsage(format!("error: {what}\n\n{HELP}"))
+}
+
+fn instead(e: &clap::Error) -> Instead {
+    use clap::error::ErrorKind;
+    // ErrorKind is clap's and grows; everything that is neither help nor version is a mistake.
+    if e.kind() == ErrorKind::DisplayVersion {
+        return Instead::Version(e.to_string());
+    }
+    if e.kind() == ErrorKind::DisplayHelp {
+        return Instead::Help(e.to_string());
+    }
+    if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand || e.kind() == ErrorKind::MissingSubcommand {
+        return wrong_usage("no command was given");
+    }
+    let text = e.to_string();
+    let first = text.lines().take_while(|l| !l.starts_with("Usage:") && !l.starts_with("For more information"));
+    let said = first.collect::<Vec<_>>().join("\n");
+    wrong_usage(said.trim().trim_start_matches("error: "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(words: &str) -> Result<Asked, Instead> {
+        read(words.split_whitespace().map(OsString::from).collect()).1
+    }
+
+    fn asked(words: &str) -> Asked {
+        check(words).unwrap_or_else(|e| panic!("{words}: {e:?}"))
+    }
+
+    #[test]
+    fn a_cluster_is_read_beside_the_default() {
+        assert_eq!(asked("show").config, Path::new(DEFAULT_CONFIG));
+        assert_eq!(asked("@C1 show").config, Path::new("/etc/mysql-mmm/mmm_mon_C1.toml"));
+        assert_eq!(asked("show -c /tmp/x.toml").config, Path::new("/tmp/x.toml"));
+        for wrong in ["@ show", "@../../tmp/x show", "@C1 -c /tmp/x.toml show", "show @C1"] {
+            assert!(matches!(check(wrong), Err(Instead::WrongUsage(_))), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn all_means_every_host_and_every_check() {
+        let every = Ok(Command::Checks { host: None, check: None });
+        for words in ["checks", "checks all", "checks all all"] {
+            assert_eq!(asked(words).command, every, "{words}");
+        }
+        let one = Command::Checks { host: Some("db1".into()), check: Some(CheckKind::RepBacklog) };
+        assert_eq!(asked("checks db1 rep_backlog").command, Ok(one));
+        assert!(asked("checks db1 pong").command.unwrap_err().starts_with("Unknown check 'pong'!"));
+    }
+
+    #[test]
+    fn force_may_stand_before_or_after() {
+        let wanted = Command::MoveRole { role: "writer".into(), host: "db2".into(), force: true };
+        for words in ["move_role --force writer db2", "move_role writer db2 --force"] {
+            assert_eq!(asked(words).command, Ok(wanted.clone()), "{words}");
+        }
+    }
+
+    #[test]
+    fn json_is_noticed_even_in_a_wrong_line() {
+        let (json, result) = read(vec!["--json".into(), "shwo".into()]);
+        assert!(json && matches!(result, Err(Instead::WrongUsage(_))));
+    }
+
+    #[test]
+    fn every_verb_is_in_the_help() {
+        for verb in Line::command().get_subcommands() {
+            assert!(HELP.contains(&format!("\n    {}", verb.get_name())), "{} is missing", verb.get_name());
+        }
+    }
+}
