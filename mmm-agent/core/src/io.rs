@@ -4,7 +4,7 @@
 //! cannot be saved, the shell drops the rest of the list and ends the process (its addresses then leave by the
 //! kernel's hand). The core cannot fail: what did not work comes back as an input.
 
-use mmm_common::epoch::{Anchor, Epoch};
+use mmm_common::epoch::Epoch;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{Hold, Order, Task};
 use mmm_common::report::{Report, ServerReport, TaskOutcome};
@@ -87,8 +87,10 @@ pub enum Step {
     /// `read_only = 1` (and super_read_only), at once, and read it back. Clients that write are killed when they
     /// hold it up.
     ReadOnly,
-    /// `read_only = 0`, and read it back.
-    Writable,
+    /// `read_only = 0`, and read it back. Not begun after `until`, the end of the lease (R13).
+    Writable {
+        until: Millis,
+    },
     /// Point replication at this host (login from the configuration) and start both threads. Nothing is done when
     /// it is so already.
     Follow {
@@ -103,6 +105,10 @@ pub enum Step {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
     pub addresses: BTreeMap<IpAddr, SavedAddress>,
+    /// The last task that was begun; an older one is never begun again.
+    pub task: Epoch,
+    /// This agent has stopped the I/O thread, so an order to follow has to start it again.
+    pub detached: bool,
     /// The kernel's boot id when this was saved: hold orders are used again only within it.
     pub machine_boot: String,
 }
@@ -110,10 +116,8 @@ pub struct Saved {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedAddress {
     pub seen: Epoch,
-    /// The hold order, and the end of its lease on CLOCK_BOOTTIME as last saved (later renewals are not saved).
-    pub hold: Option<(Hold, Millis)>,
-    /// The anchor of the newest order accepted, for the log.
-    pub answers: Anchor,
+    /// The hold order; how long its lease still runs is known to the kernel, which has the address's lifetime.
+    pub hold: Option<Hold>,
 }
 
 /// One line for the log: a decision or a finding, with its reason.

@@ -1,25 +1,591 @@
-//! The deciding part of `mmm_agentd`. See ../../../ARCHITECTURE.md.
+//! The deciding part of `mmm_agentd`: events in, an ordered list of things to do out. No I/O, no clock.
+//!
+//! ```text
+//! order -> accept (is it newer, is its lease running) -> plan (what should be, against what is) -> steps
+//!       -> what came of them, what the kernel and the server say -> report
+//! ```
+//!
+//! Start at [`Core::handle`].
 
+mod accept;
 pub mod io;
+mod plan;
 
-use io::{Input, Output, Saved};
-use mmm_common::config::Agent as Config;
-use mmm_common::epoch::Boot;
-use mmm_common::ids::Millis;
+use accept::{Accepted, Lease, SentReports, Slot};
+use io::{Audit, Input, Output, Saved, Step};
+use mmm_common::config::{Agent as Config, Cluster};
+use mmm_common::epoch::{Anchor, Boot, Epoch};
+use mmm_common::ids::{HostName, Millis, RoleName};
+use mmm_common::order::{AddressOrder, Order, ReplicationOrder, Task, Work};
+use mmm_common::report::{AddressReport, Life, Report, ServerReport, TaskOutcome, TaskReport, Writing};
+use plan::{Fitness, LEAD, Situation, Subject};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// A step that failed is tried again after this long.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long a shutdown waits for the server to become read-only before it ends anyway.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
-pub struct Core {}
+pub struct Core {
+    ttl: Duration,
+    heartbeat: Duration,
+    restart_grace: Duration,
+    sources: BTreeMap<HostName, (IpAddr, u16)>,
+    roles: BTreeMap<IpAddr, RoleName>,
+
+    /// When the last input came.
+    now: Millis,
+    anchor: Anchor,
+    sent: SentReports,
+    machine_boot: String,
+
+    slots: BTreeMap<IpAddr, Slot>,
+    replication: ReplicationOrder,
+    detached: bool,
+    task: Option<(Task, TaskOutcome)>,
+    /// The last one begun. On disk before it is begun.
+    last_task: Epoch,
+    task_to_start: bool,
+    /// The newest report that was answered; an order to an older one has been overtaken.
+    answered: Option<Anchor>,
+
+    server: ServerReport,
+    died_at: Option<Millis>,
+    /// The writer address for which the server was opened and has not been seen closed since (R13).
+    opened: Option<IpAddr>,
+
+    under_way: BTreeSet<Subject>,
+    /// What failed, in words, and when it is tried again.
+    failed: BTreeMap<Subject, (String, Millis)>,
+    refusals: BTreeMap<IpAddr, String>,
+
+    monitor_up: bool,
+    lookups: u64,
+    looking: bool,
+    report_due: bool,
+    next_heartbeat: Millis,
+    leaving_since: Option<Millis>,
+    gone: bool,
+}
 
 impl Core {
     /// `boot` names this life of the process: never used before by this agent. `machine_boot` is the kernel's boot id.
-    pub fn new(_config: &Config, _saved: Option<Saved>, _boot: Boot, _machine_boot: String, _now: Millis) -> Self {
-        Core {}
+    pub fn new(config: &Config, saved: Option<Saved>, boot: Boot, machine_boot: String, now: Millis) -> Self {
+        let cluster = &config.cluster;
+        let mut saved = saved.unwrap_or_default();
+        let same_machine_boot = saved.machine_boot == machine_boot;
+        // R9: whom this agent vouched for in the life before is not known.
+        let vouched_until = now + cluster.lease_ttl + Cluster::MARGIN;
+        let roles = cluster.addresses();
+        let slots: BTreeMap<IpAddr, Slot> = roles
+            .keys()
+            .map(|ip| {
+                let slot = saved.addresses.remove(ip).unwrap_or_default();
+                (*ip, Slot::restored(slot, same_machine_boot, vouched_until))
+            })
+            .collect();
+        let opened =
+            slots.iter().find(|(_, s)| s.hold.as_ref().is_some_and(|held| held.order.write)).map(|(ip, _)| *ip);
+        Core {
+            ttl: cluster.lease_ttl,
+            heartbeat: cluster.heartbeat_interval,
+            restart_grace: cluster.restart_grace,
+            sources: cluster.hosts.iter().map(|(name, h)| (name.clone(), (h.ip, h.mysql_port))).collect(),
+            roles,
+            now,
+            anchor: Anchor { boot, seq: 0 },
+            sent: SentReports::default(),
+            machine_boot,
+            slots,
+            replication: ReplicationOrder::Keep,
+            detached: saved.detached,
+            task: None,
+            last_task: saved.task,
+            task_to_start: false,
+            answered: None,
+            server: ServerReport::unknown("not looked at yet"),
+            died_at: None,
+            opened,
+            under_way: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            monitor_up: false,
+            lookups: 0,
+            looking: false,
+            // The first look at the kernel is due at once: nothing is assumed about what is there.
+            report_due: true,
+            next_heartbeat: now,
+            leaving_since: None,
+            gone: false,
+        }
     }
 
-    pub fn handle(&mut self, _now: Millis, _input: Input, _out: &mut Vec<Output>) {}
+    pub fn handle(&mut self, now: Millis, input: Input, out: &mut Vec<Output>) {
+        if self.gone {
+            return;
+        }
+        self.now = now;
+        let mut persist = false;
+        match input {
+            Input::Tick => {}
+            Input::MonitorUp => {
+                self.monitor_up = true;
+                self.report_due = true;
+                info(out, "The monitor is connected".to_owned());
+            }
+            Input::MonitorDown { why } => {
+                self.monitor_up = false;
+                warn(out, format!("Connection to the monitor ended ({why}); roles stay until their leases end"));
+            }
+            Input::Order(order) => persist = self.accept(now, order, out),
+            Input::Kernel { asked, present } => self.looked(now, asked, &present, out),
+            Input::KernelUnreadable { asked, why } => {
+                if asked == self.lookups {
+                    self.looking = false;
+                    error(out, format!("The kernel's addresses cannot be read: {why}. No report is sent without them"));
+                }
+            }
+            Input::KernelChanged => self.report_due = true,
+            Input::Server(server) => self.observe(now, server, out),
+            Input::Done { step, result } => persist = self.done(now, &step, result, out),
+            Input::TaskDone { id, outcome } => self.task_done(id, outcome, out),
+            Input::Shutdown { keep: true } => {
+                info(out, "Ending and keeping roles: they last until their leases end".to_owned());
+                out.push(Output::Persist(self.saved()));
+                out.push(Output::Exit);
+                self.gone = true;
+                return;
+            }
+            Input::Shutdown { keep: false } => {
+                if self.leaving_since.is_none() {
+                    info(out, "Ending: roles are given back first".to_owned());
+                    self.leaving_since = Some(now);
+                }
+            }
+        }
+        self.act(now, persist, out);
+        self.report_if_due(now, out);
+        self.leave_if_done(now, out);
+    }
 
     /// When to send a `Tick`, and what for.
     pub fn next_deadline(&self) -> Option<(Millis, &'static str)> {
-        None
+        let mut all = vec![(self.next_heartbeat, "heartbeat")];
+        for slot in self.slots.values() {
+            if let Some(Lease::Until(end)) = slot.hold.as_ref().map(|h| h.lease) {
+                all.push((end - LEAD, "a lease is about to end"));
+                // The kernel takes whole seconds only: what was rounded off is given when the rest is a whole one.
+                let whole = end.since(self.now + Duration::from_millis(1)).as_secs();
+                if slot.present && whole > 0 {
+                    all.push((end - Duration::from_secs(whole), "a kernel lifetime is refreshed"));
+                }
+                if !slot.present {
+                    all.push((slot.vouched_until, "the quarantine after a restart ends"));
+                }
+            }
+        }
+        all.extend(self.failed.values().map(|(_, at)| (*at, "a failed step is tried again")));
+        all.extend(self.died_at.map(|at| (at + self.restart_grace, "restart_grace ends")));
+        all.extend(self.leaving_since.map(|at| (at + LEAVE_WITHIN, "the shutdown has waited long enough")));
+        // What was due up to the last input was looked at then.
+        all.into_iter().filter(|(at, _)| *at > self.now).min()
     }
+
+    /// R4. True if something must be on disk before it is acted on.
+    fn accept(&mut self, now: Millis, order: Order, out: &mut Vec<Output>) -> bool {
+        let of_this_life = order.answers.boot == self.anchor.boot;
+        if of_this_life && self.answered.is_some_and(|newest| order.answers.seq < newest.seq) {
+            // Orders are whole pictures: one that was overtaken says nothing that is still wanted.
+            return false;
+        }
+        let sent = of_this_life.then(|| self.sent.when(order.answers)).flatten();
+        let mut new = false;
+        for (ip, order) in order.addresses {
+            let Some(slot) = self.slots.get_mut(&ip) else { continue };
+            let text = describe(&order);
+            match slot.accept(order, sent, self.ttl, now) {
+                Accepted::Renewed => {}
+                Accepted::New => {
+                    new = true;
+                    info(out, format!("{}({ip}): {text}", self.roles[&ip]));
+                }
+                Accepted::Refused(why) => {
+                    if self.refusals.insert(ip, why.clone()).as_ref() != Some(&why) {
+                        warn(out, format!("Refused an order for {}({ip}), {text}: {why}", self.roles[&ip]));
+                    }
+                    continue;
+                }
+            }
+            self.refusals.remove(&ip);
+        }
+        self.report_due |= new;
+        if sent.is_none() {
+            return new;
+        }
+        self.answered = Some(order.answers);
+        self.replication = order.replication;
+        new | self.begin(order.task, out)
+    }
+
+    /// A task is begun once per id; the order that no longer names it ends our reporting of it.
+    fn begin(&mut self, task: Option<Task>, out: &mut Vec<Output>) -> bool {
+        let Some(task) = task else {
+            self.task = None;
+            return false;
+        };
+        if task.id <= self.last_task {
+            if self.task.as_ref().is_none_or(|(mine, _)| mine.id != task.id) {
+                // Begun by the process before this one: how it ended is not known.
+                let why = "the agent was restarted while it was under way".to_owned();
+                self.task = Some((task, TaskOutcome::Failed { why }));
+                self.report_due = true;
+            }
+            return false;
+        }
+        info(out, format!("Task of epoch {}: {}", task.id, describe_work(&task.work)));
+        self.last_task = task.id;
+        if matches!(task.work, Work::Drain { .. }) {
+            self.detached = true;
+        }
+        self.task = Some((task, TaskOutcome::Running));
+        self.task_to_start = true;
+        true
+    }
+
+    fn looked(&mut self, now: Millis, asked: u64, present: &BTreeSet<IpAddr>, out: &mut Vec<Output>) {
+        if asked != self.lookups {
+            return;
+        }
+        self.looking = false;
+        for (ip, slot) in &mut self.slots {
+            let there = present.contains(ip);
+            if slot.present && !there && slot.right(now, LEAD).is_some() {
+                warn(out, format!("{}({ip}) has left the machine, and not by this agent's hand", self.roles[ip]));
+            }
+            slot.present = there;
+            if !there {
+                slot.kernel_until = None;
+            }
+        }
+        // With what is there now known, steps may follow; what they change is reported when they are done.
+        self.send(now, out);
+    }
+
+    fn observe(&mut self, now: Millis, server: ServerReport, out: &mut Vec<Output>) {
+        if server.life != self.server.life && (life_word(&server.life) != life_word(&self.server.life)) {
+            match &server.life {
+                Life::Alive => info(out, "The local server answers".to_owned()),
+                Life::Dead { why } => warn(out, format!("The local server has ended: {why}")),
+                Life::Hung { for_ms } => warn(out, format!("The local server hangs: no answer for {for_ms} ms")),
+                Life::Unknown { why } => warn(out, format!("The local server's state is not known: {why}")),
+            }
+        }
+        match server.life {
+            Life::Dead { .. } => self.died_at = self.died_at.or(Some(now)),
+            Life::Alive | Life::Hung { .. } | Life::Unknown { .. } => self.died_at = None,
+        }
+        self.report_due |= is_news(&self.server, &server);
+        self.server = server;
+        let closed = match (&self.server.life, self.server.writing) {
+            (Life::Dead { .. }, _) => true,
+            (Life::Alive, Writing::ReadOnly) => !self.under_way.contains(&Subject::Writable),
+            (Life::Alive, Writing::Allowed | Writing::Unknown) | (Life::Hung { .. } | Life::Unknown { .. }, _) => false,
+        };
+        if closed {
+            self.opened = None;
+        }
+    }
+
+    /// True if something must be on disk.
+    fn done(&mut self, now: Millis, step: &Step, result: Result<(), String>, out: &mut Vec<Output>) -> bool {
+        let Some(subject) = Subject::of(step) else { return false };
+        self.under_way.remove(&subject);
+        let was_due = std::mem::replace(&mut self.report_due, true);
+        if let Err(why) = result {
+            let text = format!("{}: {why}", self.describe_step(step));
+            if self.failed.get(&subject).is_none_or(|(before, _)| *before != text) {
+                error(out, format!("Failed, and will be tried again: {text}"));
+            }
+            self.failed.insert(subject, (text, now + RETRY));
+            return false;
+        }
+        self.failed.remove(&subject);
+        match step {
+            Step::Address { ip, lifetime_s } => {
+                let Some(slot) = self.slots.get_mut(ip) else { return false };
+                slot.kernel_until = Some(now + Duration::from_secs(u64::from(*lifetime_s)));
+                if slot.present {
+                    // Only the lifetime moved: nothing to report.
+                    self.report_due = was_due;
+                    return false;
+                }
+                slot.present = true;
+                info(out, format!("{} is on this host", self.named(*ip)));
+                out.push(Output::Do(Step::Announce { ip: *ip }));
+                false
+            }
+            Step::Remove { ip } => {
+                if let Some(slot) = self.slots.get_mut(ip) {
+                    slot.present = false;
+                    slot.kernel_until = None;
+                }
+                info(out, format!("{} is off this host", self.named(*ip)));
+                false
+            }
+            Step::ReadOnly => {
+                info(out, "The server is read-only".to_owned());
+                false
+            }
+            Step::Writable { .. } => {
+                info(out, "The server is writable".to_owned());
+                false
+            }
+            Step::Follow { host } => {
+                info(out, format!("The server replicates from {host}"));
+                std::mem::take(&mut self.detached)
+            }
+            Step::Detach => {
+                info(out, "The server fetches from nobody".to_owned());
+                !std::mem::replace(&mut self.detached, true)
+            }
+            Step::Announce { .. } | Step::Task(_) => false,
+        }
+    }
+
+    fn task_done(&mut self, id: Epoch, outcome: TaskOutcome, out: &mut Vec<Output>) {
+        let Some((task, mine)) = self.task.as_mut().filter(|(task, _)| task.id == id) else { return };
+        let what = describe_work(&task.work);
+        match &outcome {
+            TaskOutcome::Running => {}
+            TaskOutcome::Done { position: Some(at) } => info(out, format!("Done, at {at}: {what}")),
+            TaskOutcome::Done { position: None } => info(out, format!("Done: {what}")),
+            TaskOutcome::Failed { why } => warn(out, format!("Failed: {what}: {why}")),
+        }
+        *mine = outcome;
+        self.report_due = true;
+    }
+
+    /// Plans, and puts the saving of new epochs between what gives up (waits for nothing) and what takes.
+    fn act(&mut self, now: Millis, persist: bool, out: &mut Vec<Output>) {
+        let situation = Situation {
+            now,
+            slots: &self.slots,
+            server: &self.server,
+            fitness: self.fitness(now),
+            leaving: self.leaving_since.is_some(),
+            quiescing: self.is_quiescing(now),
+            replication: &self.replication,
+            sources: &self.sources,
+            detached: self.detached,
+            under_way: &self.under_way,
+        };
+        let mut steps = situation.plan();
+        // What is no longer wanted is no trouble any more; what is waits for its next try.
+        let wanted: BTreeSet<Subject> = steps.iter().filter_map(Subject::of).collect();
+        self.failed.retain(|subject, _| wanted.contains(subject));
+        steps.retain(|step| {
+            Subject::of(step).is_none_or(|subject| self.failed.get(&subject).is_none_or(|(_, at)| *at <= now))
+        });
+        let (giving_up, taking): (Vec<Step>, Vec<Step>) =
+            steps.into_iter().partition(|s| matches!(s, Step::Remove { .. } | Step::ReadOnly));
+        self.start(giving_up, out);
+        if persist {
+            out.push(Output::Persist(self.saved()));
+        }
+        if std::mem::take(&mut self.task_to_start)
+            && let Some((task, _)) = &self.task
+        {
+            out.push(Output::Do(Step::Task(task.clone())));
+        }
+        self.start(taking, out);
+    }
+
+    /// While a quiesce task works under a running order of its own epoch, read_only is its business.
+    fn is_quiescing(&self, now: Millis) -> bool {
+        self.task.as_ref().is_some_and(|(task, _)| {
+            matches!(task.work, Work::Quiesce { .. })
+                && self.slots.values().any(|s| s.right(now, LEAD).is_some_and(|held| held.order.epoch == task.id))
+        })
+    }
+
+    fn start(&mut self, steps: Vec<Step>, out: &mut Vec<Output>) {
+        for step in steps {
+            if let Some(subject) = Subject::of(&step) {
+                self.under_way.insert(subject);
+            }
+            if matches!(step, Step::Writable { .. }) {
+                self.opened = self
+                    .slots
+                    .iter()
+                    .find(|(_, slot)| slot.hold.as_ref().is_some_and(|held| held.order.write))
+                    .map(|(ip, _)| *ip);
+            }
+            out.push(Output::Do(step));
+        }
+    }
+
+    fn fitness(&self, now: Millis) -> Fitness {
+        match self.server.life {
+            Life::Alive => Fitness::Good,
+            Life::Hung { .. } => Fitness::Gone,
+            Life::Dead { .. } if self.died_at.is_some_and(|at| now.since(at) >= self.restart_grace) => Fitness::Gone,
+            Life::Dead { .. } | Life::Unknown { .. } => Fitness::Unclear,
+        }
+    }
+
+    /// R1: every report is preceded by a look at the kernel, after the epochs it tells are on disk.
+    fn report_if_due(&mut self, now: Millis, out: &mut Vec<Output>) {
+        if now >= self.next_heartbeat {
+            self.next_heartbeat = now + self.heartbeat;
+            self.report_due = true;
+            // A look that was never answered is not waited for.
+            self.looking = false;
+        }
+        if self.report_due && !self.looking {
+            self.report_due = false;
+            self.looking = true;
+            self.lookups += 1;
+            out.push(Output::LookUp { asked: self.lookups });
+        }
+    }
+
+    fn send(&mut self, now: Millis, out: &mut Vec<Output>) {
+        if !self.monitor_up {
+            return;
+        }
+        self.anchor.seq += 1;
+        self.sent.remember(self.anchor, now);
+        let addresses = self
+            .slots
+            .iter()
+            .map(|(ip, slot)| {
+                // R13: a release is not told before the server has been read back as closed.
+                let still_open = self.opened == Some(*ip) && matches!(self.server.life, Life::Alive);
+                (*ip, AddressReport { seen: slot.seen, has: slot.present || still_open })
+            })
+            .collect();
+        out.push(Output::Send(Box::new(Report {
+            anchor: self.anchor,
+            addresses,
+            server: self.server.clone(),
+            task: self.task.as_ref().map(|(task, outcome)| TaskReport { id: task.id, outcome: outcome.clone() }),
+            troubles: self.failed.values().map(|(text, _)| text.clone()).collect(),
+            machine_boot: self.machine_boot.clone(),
+            leaving: self.leaving_since.is_some(),
+        })));
+    }
+
+    fn leave_if_done(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let Some(since) = self.leaving_since else { return };
+        let managed = self.slots.values().any(|slot| slot.seen.0 > 0);
+        let open = self.opened.is_some()
+            || (managed && self.server.writing == Writing::Allowed && matches!(self.server.life, Life::Alive));
+        let off = !open && self.slots.values().all(|slot| !slot.present || slot.seen.0 == 0);
+        if off && !self.looking {
+            info(out, "Ended: no role is left on this host".to_owned());
+        } else if now.since(since) >= LEAVE_WITHIN {
+            error(out, format!("Ended without having given up everything: {}", self.leftovers()));
+        } else {
+            return;
+        }
+        // The last word, so that nobody has to wait for a lease.
+        self.send(now, out);
+        out.push(Output::Persist(self.saved()));
+        out.push(Output::Exit);
+        self.gone = true;
+    }
+
+    fn leftovers(&self) -> String {
+        let mut left: Vec<String> =
+            self.slots.iter().filter(|(_, slot)| slot.present).map(|(ip, _)| self.named(*ip)).collect();
+        if self.opened.is_some() {
+            left.push("the server may be writable".to_owned());
+        }
+        left.extend(self.failed.values().map(|(text, _)| text.clone()));
+        left.join("; ")
+    }
+
+    fn saved(&self) -> Saved {
+        Saved {
+            addresses: self.slots.iter().map(|(ip, slot)| (*ip, slot.saved())).collect(),
+            task: self.last_task,
+            detached: self.detached,
+            machine_boot: self.machine_boot.clone(),
+        }
+    }
+
+    /// `writer(10.0.0.50)`.
+    fn named(&self, ip: IpAddr) -> String {
+        self.roles.get(&ip).map_or_else(|| ip.to_string(), |role| format!("{role}({ip})"))
+    }
+
+    fn describe_step(&self, step: &Step) -> String {
+        match step {
+            Step::Address { ip, .. } => format!("adding {}", self.named(*ip)),
+            Step::Announce { ip } => format!("announcing {}", self.named(*ip)),
+            Step::Remove { ip } => format!("removing {}", self.named(*ip)),
+            Step::ReadOnly => "making the server read-only".to_owned(),
+            Step::Writable { .. } => "making the server writable".to_owned(),
+            Step::Follow { host } => format!("replicating from {host}"),
+            Step::Detach => "stopping to fetch".to_owned(),
+            Step::Task(task) => describe_work(&task.work),
+        }
+    }
+}
+
+/// Whether the monitor should hear of it before the next heartbeat. Positions change with every write: they can wait.
+fn is_news(before: &ServerReport, after: &ServerReport) -> bool {
+    let threads = |s: &ServerReport| {
+        s.replication.as_ref().map(|r| (r.source.clone(), r.port, r.io_running, r.sql_running, r.error.clone()))
+    };
+    life_word(&before.life) != life_word(&after.life)
+        || before.writing != after.writing
+        || threads(before) != threads(after)
+}
+
+fn life_word(life: &Life) -> &'static str {
+    match life {
+        Life::Alive => "alive",
+        Life::Dead { .. } => "dead",
+        Life::Hung { .. } => "hung",
+        Life::Unknown { .. } => "unknown",
+    }
+}
+
+fn describe(order: &AddressOrder) -> String {
+    match order {
+        AddressOrder::LetGo { epoch } => format!("let go (epoch {epoch})"),
+        AddressOrder::Hold(h) => {
+            let write = if h.write { ", writable" } else { "" };
+            let proof = if h.proof { "" } else { ", not proved free" };
+            format!("hold{write} (epoch {}{proof})", h.epoch)
+        }
+    }
+}
+
+fn describe_work(work: &Work) -> String {
+    match work {
+        Work::Quiesce { grace_ms, timeout_ms } => {
+            format!("close the server for writes without losing one (grace {grace_ms} ms, at most {timeout_ms} ms)")
+        }
+        Work::CatchUp { position, timeout_ms } => {
+            format!("apply everything up to {position} (at most {timeout_ms} ms)")
+        }
+        Work::Drain { timeout_ms } => format!("apply everything received and fetch no more (at most {timeout_ms} ms)"),
+    }
+}
+
+fn info(out: &mut Vec<Output>, text: String) {
+    out.push(Output::Audit(Audit::Info(text)));
+}
+
+fn warn(out: &mut Vec<Output>, text: String) {
+    out.push(Output::Audit(Audit::Warn(text)));
+}
+
+fn error(out: &mut Vec<Output>, text: String) {
+    out.push(Output::Audit(Audit::Error(text)));
 }

@@ -1,0 +1,223 @@
+//! One role address on this host: the newest order for it, and the lease that the order gives (safety.md, R4, R5, R9).
+//!
+//! This file decides what an order is worth. It never decides what to do about it: that is `plan.rs`.
+
+use crate::io::SavedAddress;
+use mmm_common::epoch::{Anchor, Epoch};
+use mmm_common::ids::Millis;
+use mmm_common::order::{AddressOrder, Hold};
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    /// The highest epoch seen; on disk before it is acted on or told.
+    pub(crate) seen: Epoch,
+    pub(crate) hold: Option<Held>,
+    /// Until then this agent may have vouched for another holder, in this life or (after a restart) in one before.
+    pub(crate) vouched_until: Millis,
+    /// What the kernel said when last asked.
+    pub(crate) present: bool,
+    /// When the kernel will remove the address by itself, as last set by this process.
+    pub(crate) kernel_until: Option<Millis>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) order: Hold,
+    pub(crate) lease: Lease,
+}
+
+/// How long a hold order is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lease {
+    Until(Millis),
+    /// Left by the process before this one, on the same boot of the machine. How long it still runs is known to the
+    /// kernel only, which removes the address in time; so it is good while the address is there, and never to add it.
+    Inherited,
+}
+
+/// What became of an address's part of an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Accepted {
+    /// Same epoch, newer anchor: only the lease moved.
+    Renewed,
+    /// A new epoch: it must be on disk before more is done than before.
+    New,
+    Refused(String),
+}
+
+impl Slot {
+    pub(crate) fn fresh(vouched_until: Millis) -> Self {
+        Slot { seen: Epoch(0), hold: None, vouched_until, present: false, kernel_until: None }
+    }
+
+    /// R9: the epoch always survives, the order only within one boot of the machine.
+    pub(crate) fn restored(saved: SavedAddress, same_machine_boot: bool, vouched_until: Millis) -> Self {
+        let hold = saved.hold.filter(|_| same_machine_boot).map(|order| Held { order, lease: Lease::Inherited });
+        Slot { seen: saved.seen, hold, ..Slot::fresh(vouched_until) }
+    }
+
+    pub(crate) fn saved(&self) -> SavedAddress {
+        SavedAddress { seen: self.seen, hold: self.hold.as_ref().map(|h| h.order.clone()) }
+    }
+
+    /// R4. `sent` is when the report that the order answers was sent, if that is still remembered.
+    pub(crate) fn accept(&mut self, order: AddressOrder, sent: Option<Millis>, ttl: Duration, now: Millis) -> Accepted {
+        if order.epoch() < self.seen {
+            return Accepted::Refused(format!("epoch {} is older than {}, seen before", order.epoch(), self.seen));
+        }
+        let new = order.epoch() > self.seen;
+        match order {
+            AddressOrder::LetGo { epoch } => {
+                let had = self.hold.take().is_some();
+                self.seen = epoch;
+                if new || had { Accepted::New } else { Accepted::Renewed }
+            }
+            AddressOrder::Hold(mut order) => {
+                let Some(until) = sent.map(|s| s + ttl).filter(|until| *until > now) else {
+                    return Accepted::Refused("it answers a report that is too old or not of this life".to_owned());
+                };
+                let before = self.hold.take().filter(|_| !new);
+                order.proof |= before.as_ref().is_some_and(|h| h.order.proof);
+                let lease = match before.map(|h| h.lease) {
+                    Some(Lease::Until(earlier)) => earlier.max(until),
+                    Some(Lease::Inherited) | None => until,
+                };
+                self.seen = order.epoch;
+                self.hold = Some(Held { order, lease: Lease::Until(lease) });
+                if new { Accepted::New } else { Accepted::Renewed }
+            }
+        }
+    }
+
+    /// The order under which the address may be (or stay) on the machine until `Some(end)`; None: it must go.
+    /// Adding it needs `may_add` as well.
+    pub(crate) fn right(&self, now: Millis, lead: Duration) -> Option<&Held> {
+        self.hold.as_ref().filter(|held| match held.lease {
+            Lease::Until(end) => end - lead > now,
+            Lease::Inherited => self.present,
+        })
+    }
+
+    /// R5, both looked at when adding.
+    pub(crate) fn may_add(&self, now: Millis) -> bool {
+        self.hold.as_ref().is_some_and(|held| match held.lease {
+            Lease::Until(end) => end > now && (held.order.proof || now >= self.vouched_until),
+            Lease::Inherited => false,
+        })
+    }
+}
+
+/// When the reports of this life were sent; leases are counted from there (R4).
+#[derive(Debug, Default)]
+pub(crate) struct SentReports {
+    /// By number, oldest first.
+    sent: std::collections::VecDeque<(u64, Millis)>,
+}
+
+impl SentReports {
+    /// An order to a report this old gives no lease any more, whatever the ttl.
+    const KEPT: usize = 4096;
+
+    pub(crate) fn remember(&mut self, anchor: Anchor, now: Millis) {
+        self.sent.push_back((anchor.seq, now));
+        if self.sent.len() > Self::KEPT {
+            self.sent.pop_front();
+        }
+    }
+
+    pub(crate) fn when(&self, anchor: Anchor) -> Option<Millis> {
+        self.sent.binary_search_by_key(&anchor.seq, |(seq, _)| *seq).ok().map(|at| self.sent[at].1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    const TTL: Duration = Duration::from_secs(3);
+
+    fn hold(epoch: u64, proof: bool) -> AddressOrder {
+        AddressOrder::Hold(Hold {
+            epoch: Epoch(epoch),
+            role: "writer".into(),
+            granters: BTreeSet::new(),
+            proof,
+            write: true,
+        })
+    }
+
+    fn let_go(epoch: u64) -> AddressOrder {
+        AddressOrder::LetGo { epoch: Epoch(epoch) }
+    }
+
+    fn slot() -> Slot {
+        Slot::fresh(Millis(0))
+    }
+
+    #[test]
+    fn a_lease_counts_from_when_the_report_was_sent_not_from_when_the_order_came() {
+        let mut s = slot();
+        assert_eq!(s.accept(hold(5, true), Some(Millis(1000)), TTL, Millis(3500)), Accepted::New);
+        assert_eq!(s.hold.unwrap().lease, Lease::Until(Millis(4000)));
+    }
+
+    #[test]
+    fn delayed_orders_of_lower_epochs_are_refused() {
+        let mut s = slot();
+        s.accept(let_go(7), Some(Millis(0)), TTL, Millis(0));
+        let refused = s.accept(hold(6, true), Some(Millis(100)), TTL, Millis(100));
+        assert!(matches!(refused, Accepted::Refused(_)), "{refused:?}");
+        assert_eq!((s.seen, s.hold), (Epoch(7), None));
+    }
+
+    #[test]
+    fn an_order_to_a_report_older_than_the_ttl_or_of_another_life_is_refused_and_its_epoch_not_seen() {
+        for sent in [Some(Millis(1000)), None] {
+            let mut s = slot();
+            assert!(matches!(s.accept(hold(5, true), sent, TTL, Millis(4000)), Accepted::Refused(_)));
+            assert_eq!(s.seen, Epoch(0));
+        }
+    }
+
+    #[test]
+    fn proof_once_true_stays_true_within_an_epoch_and_no_longer() {
+        let mut s = slot();
+        s.accept(hold(5, true), Some(Millis(0)), TTL, Millis(0));
+        s.accept(hold(5, false), Some(Millis(500)), TTL, Millis(500));
+        assert!(s.hold.as_ref().unwrap().order.proof);
+        s.accept(hold(6, false), Some(Millis(600)), TTL, Millis(600));
+        assert!(!s.hold.as_ref().unwrap().order.proof);
+    }
+
+    #[test]
+    fn a_lease_never_moves_back() {
+        let mut s = slot();
+        s.accept(hold(5, true), Some(Millis(900)), TTL, Millis(1000));
+        s.accept(hold(5, true), Some(Millis(400)), TTL, Millis(1001));
+        assert_eq!(s.hold.unwrap().lease, Lease::Until(Millis(3900)));
+    }
+
+    #[test]
+    fn after_a_restart_an_address_is_not_added_before_the_quarantine_is_over_unless_proved() {
+        let mut s = Slot::fresh(Millis(4500));
+        s.accept(hold(5, false), Some(Millis(4000)), TTL, Millis(4000));
+        assert!(!s.may_add(Millis(4400)));
+        assert!(s.may_add(Millis(4500)));
+        s.accept(hold(5, true), Some(Millis(4300)), TTL, Millis(4400));
+        assert!(s.may_add(Millis(4400)));
+    }
+
+    #[test]
+    fn an_inherited_order_is_good_only_while_the_kernel_keeps_the_address_and_never_after_a_reboot() {
+        let AddressOrder::Hold(order) = hold(5, true) else { unreachable!() };
+        let saved = SavedAddress { seen: Epoch(5), hold: Some(order) };
+        let mut s = Slot::restored(saved.clone(), true, Millis(0));
+        assert!(!s.may_add(Millis(1)) && s.right(Millis(1), Duration::ZERO).is_none());
+        s.present = true;
+        assert!(s.right(Millis(1), Duration::ZERO).is_some());
+        let rebooted = Slot::restored(saved, false, Millis(0));
+        assert_eq!((rebooted.seen, rebooted.hold), (Epoch(5), None));
+    }
+}

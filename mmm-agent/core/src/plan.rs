@@ -1,0 +1,164 @@
+//! What should be so, against what is so: the steps that close the difference (safety.md, R5 and R13).
+//!
+//! Called after every input. It looks at everything anew each time, so a lost or failed step is simply planned again.
+//! It must never give more than an order with a running lease allows, and letting go waits for nothing.
+
+use crate::accept::{Held, Lease, Slot};
+use crate::io::Step;
+use mmm_common::ids::{HostName, Millis};
+use mmm_common::order::{Hold, ReplicationOrder};
+use mmm_common::report::{Life, ServerReport, Writing};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// An agent without renewal lets go this long before the lease ends, so that the address is gone when it ends.
+pub(crate) const LEAD: Duration = Duration::from_millis(200);
+
+/// What a step is about. While one is under way, or has just failed, the same is not begun again.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Subject {
+    Add(IpAddr),
+    Remove(IpAddr),
+    ReadOnly,
+    Writable,
+    Replication,
+}
+
+impl Subject {
+    /// None: nobody waits for the step's end.
+    pub(crate) fn of(step: &Step) -> Option<Subject> {
+        match step {
+            Step::Address { ip, .. } => Some(Subject::Add(*ip)),
+            Step::Remove { ip } => Some(Subject::Remove(*ip)),
+            Step::ReadOnly => Some(Subject::ReadOnly),
+            Step::Writable { .. } => Some(Subject::Writable),
+            Step::Follow { .. } | Step::Detach => Some(Subject::Replication),
+            Step::Announce { .. } | Step::Task(_) => None,
+        }
+    }
+}
+
+/// Whether the local server can carry a role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fitness {
+    /// It answers.
+    Good,
+    /// Its end or its hang is certain, and any grace is over: roles leave.
+    Gone,
+    /// Not known (yet): nothing new is taken, nothing is dropped.
+    Unclear,
+}
+
+pub(crate) struct Situation<'a> {
+    pub(crate) now: Millis,
+    pub(crate) slots: &'a BTreeMap<IpAddr, Slot>,
+    pub(crate) server: &'a ServerReport,
+    pub(crate) fitness: Fitness,
+    /// Shutting down: nothing is a right any more.
+    pub(crate) leaving: bool,
+    /// A quiesce task has charge of read_only while its order stands.
+    pub(crate) quiescing: bool,
+    pub(crate) replication: &'a ReplicationOrder,
+    /// The configured source of each host: address and port.
+    pub(crate) sources: &'a BTreeMap<HostName, (IpAddr, u16)>,
+    pub(crate) detached: bool,
+    pub(crate) under_way: &'a BTreeSet<Subject>,
+}
+
+impl Situation<'_> {
+    /// Steps in order; the ones that give something up come first.
+    pub(crate) fn plan(&self) -> Vec<Step> {
+        let mut steps: Vec<Step> = self.slots.iter().filter_map(|(ip, slot)| self.remove(*ip, slot)).collect();
+        steps.extend(self.read_only());
+        steps.extend(self.writable());
+        steps.extend(self.slots.iter().filter_map(|(ip, slot)| self.address(*ip, slot)));
+        steps.extend(self.replication());
+        steps.retain(|step| Subject::of(step).is_none_or(|subject| !self.under_way.contains(&subject)));
+        steps
+    }
+
+    /// The order under which this address may be here now.
+    fn right<'s>(&self, slot: &'s Slot) -> Option<&'s Held> {
+        if self.leaving || self.fitness == Fitness::Gone { None } else { slot.right(self.now, LEAD) }
+    }
+
+    /// An address that no order ever spoke about (an agent just installed beside MMM) is reported, not touched.
+    fn is_managed(slot: &Slot) -> bool {
+        slot.seen.0 > 0
+    }
+
+    fn remove(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
+        (slot.present && Self::is_managed(slot) && self.right(slot).is_none()).then_some(Step::Remove { ip })
+    }
+
+    /// The hold orders under which the server may be written to.
+    fn writing_right(&self) -> Option<(&Slot, &Held)> {
+        self.slots
+            .values()
+            .filter_map(|slot| self.right(slot).map(|held| (slot, held)))
+            .find(|(_, held)| held.order.write)
+    }
+
+    fn read_only(&self) -> Option<Step> {
+        let answers = match self.server.life {
+            Life::Alive => true,
+            Life::Dead { .. } | Life::Hung { .. } | Life::Unknown { .. } => false,
+        };
+        let managed = self.slots.values().any(Self::is_managed);
+        (managed
+            && answers
+            && self.server.writing != Writing::ReadOnly
+            && self.writing_right().is_none()
+            && (self.leaving || !self.quiescing))
+            .then_some(Step::ReadOnly)
+    }
+
+    fn writable(&self) -> Option<Step> {
+        let (slot, held) = self.writing_right()?;
+        let Lease::Until(end) = held.lease else { return None };
+        let allowed = slot.present || slot.may_add(self.now);
+        (self.fitness == Fitness::Good && allowed && self.server.writing != Writing::Allowed)
+            .then_some(Step::Writable { until: end - LEAD })
+    }
+
+    fn address(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
+        let held = self.right(slot)?;
+        let Lease::Until(end) = held.lease else { return None };
+        let whole_seconds = end.since(self.now).as_secs();
+        if whole_seconds == 0 {
+            return None;
+        }
+        let until = self.now + Duration::from_secs(whole_seconds);
+        let wanted = if slot.present {
+            slot.kernel_until.is_none_or(|set| set < until)
+        } else {
+            // The server opens before the address does: whoever reaches the writer address can write.
+            slot.may_add(self.now) && self.fitness == Fitness::Good && self.is_open_for(&held.order)
+        };
+        let lifetime_s = u32::try_from(whole_seconds).unwrap_or(u32::MAX);
+        wanted.then_some(Step::Address { ip, lifetime_s })
+    }
+
+    fn is_open_for(&self, order: &Hold) -> bool {
+        !order.write || (self.server.writing == Writing::Allowed && !self.under_way.contains(&Subject::ReadOnly))
+    }
+
+    /// Re-points when the source is another one, and starts again what this agent has stopped. Threads that somebody
+    /// else has stopped stay stopped: an operator may be working on them.
+    fn replication(&self) -> Option<Step> {
+        if self.leaving || self.fitness != Fitness::Good {
+            return None;
+        }
+        let current = self.server.replication.as_ref().filter(|r| !r.source.is_empty());
+        match self.replication {
+            ReplicationOrder::Keep => None,
+            ReplicationOrder::Follow { host } => {
+                let (ip, port) = self.sources.get(host)?;
+                let right_source = current.is_some_and(|r| r.port == *port && r.source.parse() == Ok(*ip));
+                (!right_source || self.detached).then(|| Step::Follow { host: host.clone() })
+            }
+            ReplicationOrder::Detached => current.is_some_and(|r| r.io_running).then_some(Step::Detach),
+        }
+    }
+}
