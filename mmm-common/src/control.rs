@@ -138,8 +138,8 @@ impl Answer {
     /// `YYYY/MM/DD hh:mm:ss`.
     pub fn text(&self, local_time: &dyn Fn(u64) -> String) -> String {
         match self {
-            Answer::Done { text } => format!("OK: {text}\n"),
-            Answer::Refused { text } => format!("ERROR: {text}\n"),
+            Answer::Done { text } => format!("OK: {}\n", one_line(text)),
+            Answer::Refused { text } => format!("ERROR: {}\n", one_line(text)),
             Answer::Mode { mode } => format!("{mode}\n"),
             Answer::Show(show) => show.text(),
             Answer::Checks { checks } => checks_text(checks, local_time),
@@ -151,18 +151,18 @@ impl Show {
     fn text(&self) -> String {
         let mut out = String::new();
         if self.mode == MonitorMode::Passive {
-            let cause = self.cause.as_deref().unwrap_or("set by the operator");
+            let cause = one_line(self.cause.as_deref().unwrap_or("set by the operator"));
             let _ = write!(out, "# --- Monitor is in PASSIVE MODE ---\n# Cause: {cause}\n");
         }
         for warning in &self.warnings {
-            let _ = writeln!(out, "# {warning}");
+            let _ = writeln!(out, "# {}", one_line(warning));
         }
         for h in &self.hosts {
             let roles: Vec<String> = h.roles.iter().map(|r| format!("{}({})", r.role, r.ip)).collect();
             let _ = writeln!(out, "  {}({}) {}/{}. Roles: {}", h.name, h.ip, h.mode, h.state, roles.join(", "));
         }
         for note in &self.notes {
-            let _ = writeln!(out, "# {note}");
+            let _ = writeln!(out, "# {}", one_line(note));
         }
         out
     }
@@ -180,10 +180,16 @@ fn checks_text(checks: &[CheckLine], local_time: &dyn Fn(u64) -> String) -> Stri
             c.host,
             c.check,
             local_time(c.changed_ms_ago),
-            c.result
+            one_line(&c.result.to_string())
         );
     }
     out
+}
+
+/// Texts carry what servers said, and servers quote whole statements: a line break in one must not look like the next
+/// line of the answer, nor an escape sequence reach the operator's terminal.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 #[cfg(test)]
