@@ -1,5 +1,6 @@
 //! `mmm_control` as scripts see it: the request it sends, what it prints, and its exit code, against a scripted
 //! monitor on a loopback port.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise, its helpers as well")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
