@@ -4,7 +4,13 @@
 //! the mistakes that lie between options. Both give all mistakes at once, each with file, line and cure.
 
 pub mod check;
+mod files;
+mod merged;
+mod options;
 pub mod parse;
+mod suggest;
+mod tree;
+mod values;
 
 use crate::ids::{HostName, RoleName};
 use crate::state::{CheckKind, HostMode, MonitorMode, RoleMode};
@@ -65,7 +71,9 @@ pub struct Host {
     pub cluster_interface: String,
     pub agent_port: u16,
     pub mysql_port: u16,
+    /// This and the next three are empty in the monitor's configuration, which needs none of them.
     pub agent_user: String,
+    /// In an agent's configuration only its own host's, when it stands in a file of its own.
     pub agent_password: Secret,
     pub replication_user: String,
     pub replication_password: Secret,
