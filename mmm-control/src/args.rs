@@ -70,56 +70,50 @@ pub(crate) enum Instead {
 struct Line {
     #[arg(short, long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Answer with one JSON document.
     #[arg(long, global = true)]
     json: bool,
-    /// How long to wait for the answer.
     #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     timeout: Option<u64>,
     #[command(subcommand)]
     verb: Verb,
 }
 
+/// What each one means stands in `HELP`.
 #[derive(Subcommand)]
 #[command(rename_all = "snake_case")]
 enum Verb {
-    /// Show the list of commands
     Help,
-    /// Ping monitor
     Ping,
-    /// Show status
     Show,
-    /// Show checks status
     Checks {
         #[arg(default_value = "all")]
         host: String,
         #[arg(default_value = "all")]
         check: String,
     },
-    /// Print current mode
     Mode,
-    /// Switch into active mode
     SetActive,
-    /// Switch into manual mode
     SetManual,
-    /// Switch into passive mode
     SetPassive,
-    /// Set a host online
-    SetOnline { host: String },
-    /// Set a host offline
-    SetOffline { host: String },
-    /// Move an exclusive role to a host
+    SetOnline {
+        host: String,
+    },
+    SetOffline {
+        host: String,
+    },
     MoveRole {
-        /// Only if you know what you are doing
         #[arg(long)]
         force: bool,
         role: String,
         host: String,
     },
-    /// Set the role with this address to a host; only in passive mode
-    SetIp { ip: String, host: String },
-    /// Your word that a host is switched off and stays so
-    ConfirmDead { host: String },
+    SetIp {
+        ip: String,
+        host: String,
+    },
+    ConfirmDead {
+        host: String,
+    },
 }
 
 /// Reads the words after the program's name. `json` is found even when the rest is wrong, because the complaint has
@@ -213,7 +207,7 @@ fn instead(e: &clap::Error) -> Instead {
         return Instead::Version(e.to_string());
     }
     if e.kind() == ErrorKind::DisplayHelp {
-        return Instead::Help(e.to_string());
+        return Instead::Help(HELP.to_owned());
     }
     if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand || e.kind() == ErrorKind::MissingSubcommand {
         return wrong_usage("no command was given");

@@ -11,6 +11,7 @@ use args::{Asked, Instead};
 use client::NoAnswer;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
+use mmm_common::config::parse;
 use mmm_common::control::Answer;
 use serde_json::{Value, json};
 use std::io::{self, Write};
@@ -55,18 +56,9 @@ fn answer(asked: Asked) -> Outcome {
 }
 
 fn monitor_address(config: &Path) -> Result<SocketAddr, String> {
-    let at = |e: &dyn std::fmt::Display| format!("{}: {e}", config.display());
-    let table: toml::Table =
-        std::fs::read_to_string(config).map_err(|e| at(&e))?.parse().map_err(|e: toml::de::Error| at(&e))?;
-    let monitor = table.get("monitor").ok_or_else(|| at(&"[monitor] is missing"))?;
-    let ip = monitor
-        .get("ip")
-        .and_then(|v| v.as_str())
-        .unwrap_or("127.0.0.1")
-        .parse()
-        .map_err(|e: std::net::AddrParseError| at(&e))?;
-    let port = monitor.get("port").and_then(|v| v.as_integer()).unwrap_or(9988);
-    Ok(SocketAddr::new(ip, u16::try_from(port).map_err(|e| at(&e))?))
+    let monitor = parse::control(config)
+        .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
+    Ok(SocketAddr::new(monitor.ip, monitor.port))
 }
 
 /// What to print where, and the exit code.

@@ -384,9 +384,9 @@ fn a_configuration_that_cannot_be_read_is_named() {
 #[test]
 fn help_in_every_spelling_is_the_same_text() {
     let wanted = include_str!("help.txt");
-    for word in ["help", "-h", "--help"] {
-        let output = mmm_control().arg(word).output().unwrap();
-        assert_eq!((text(&output.stdout), text(&output.stderr), code(&output)), (wanted, "", 0), "{word}");
+    for words in ["help", "-h", "--help", "move_role --help"] {
+        let output = mmm_control().args(words.split_whitespace()).output().unwrap();
+        assert_eq!((text(&output.stdout), text(&output.stderr), code(&output)), (wanted, "", 0), "{words}");
     }
     let output = mmm_control().args(["help", "--json"]).output().unwrap();
     assert_eq!(json(&output), serde_json::json!({ "answer": "help", "ok": true, "text": wanted.trim_end() }));
