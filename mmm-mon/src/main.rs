@@ -1,1 +1,135 @@
-fn main() {}
+//! `mmm_mond`: watches the database hosts and decides who holds which role.
+//!
+//! This crate is the shell around `mmm_mon_core`: sockets, files, timers, signals. Read [`runtime`] first. It must never
+//! decide anything about roles itself.
+
+mod agents;
+mod checks;
+mod clock;
+mod control;
+mod feed;
+mod kill;
+mod lines;
+mod runtime;
+mod status;
+
+use anyhow::Context;
+use clap::Parser;
+use mmm_common::config::parse;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tracing::error;
+use tracing_subscriber::EnvFilter;
+
+const FOLDER: &str = "/etc/mysql-mmm";
+const BAD_CONFIG: u8 = 2;
+
+/// Watches the database hosts and decides who holds which role.
+#[derive(Debug, Parser)]
+#[command(name = "mmm_mond", version)]
+struct Args {
+    /// Read this configuration instead of /etc/mysql-mmm/mmm_mon.toml
+    #[arg(short, long, value_name = "FILE", conflicts_with = "cluster")]
+    config: Option<PathBuf>,
+
+    /// Read everything, print every mistake, and exit with 0 (good) or 2
+    #[arg(long)]
+    check_config: bool,
+
+    /// One of several clusters: @C1 reads /etc/mysql-mmm/mmm_mon_C1.toml
+    #[arg(value_name = "@CLUSTER", value_parser = cluster)]
+    cluster: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let path = args.path();
+    let config = parse::monitor(&path);
+    if args.check_config {
+        return check_config(&path, config.err().unwrap_or_default());
+    }
+    log_to_stderr();
+    let config = match config {
+        Ok(config) => config,
+        Err(mistakes) => {
+            runtime::log_mistakes(&mistakes);
+            error!("mmm_mond does not start with this configuration");
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime");
+    let ended = runtime.and_then(|runtime| {
+        let ended = runtime.block_on(runtime::run(&path, config));
+        // A thread that still reads a configuration, or a disk that hangs, does not keep the process.
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            error!("mmm_mond ends: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Args {
+    fn path(&self) -> PathBuf {
+        match (&self.config, &self.cluster) {
+            (Some(path), _) => path.clone(),
+            (None, Some(cluster)) => PathBuf::from(format!("{FOLDER}/mmm_mon_{cluster}.toml")),
+            (None, None) => PathBuf::from(format!("{FOLDER}/mmm_mon.toml")),
+        }
+    }
+}
+
+/// `@C1` gives `C1`. The name becomes part of a file's name, so it may not lead elsewhere.
+fn cluster(arg: &str) -> Result<String, String> {
+    let name = arg.strip_prefix('@').ok_or("a cluster is written @NAME, for example @C1")?;
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
+        return Err("the name of a cluster has letters, digits, '_' and '-' only".to_owned());
+    }
+    Ok(name.to_owned())
+}
+
+fn check_config(path: &std::path::Path, mistakes: Vec<parse::Mistake>) -> ExitCode {
+    // A reader that has gone needs no more of it.
+    if mistakes.is_empty() {
+        let _ = writeln!(io::stdout(), "{}: good", path.display());
+        return ExitCode::SUCCESS;
+    }
+    for mistake in mistakes {
+        let _ = writeln!(io::stderr(), "{mistake}");
+    }
+    ExitCode::from(BAD_CONFIG)
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_env_filter(filter)
+        .with_target(false)
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(args: &[&str]) -> Result<PathBuf, clap::Error> {
+        Args::try_parse_from([&["mmm_mond"], args].concat()).map(|a| a.path())
+    }
+
+    #[test]
+    fn the_configuration_is_found_as_in_mmm() {
+        assert_eq!(path(&[]).unwrap(), PathBuf::from("/etc/mysql-mmm/mmm_mon.toml"));
+        assert_eq!(path(&["@C1"]).unwrap(), PathBuf::from("/etc/mysql-mmm/mmm_mon_C1.toml"));
+        assert_eq!(path(&["-c", "x.toml"]).unwrap(), PathBuf::from("x.toml"));
+        for wrong in [&["C1"][..], &["@"], &["@../x"], &["@C1", "-c", "x.toml"]] {
+            assert!(path(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}
