@@ -23,6 +23,9 @@ enum Behaviour {
     Floods,
 }
 
+/// A monitor that hangs gives up by then, so that a client that waits too long fails its test and does not hang it.
+const LONGEST: Duration = Duration::from_secs(20);
+
 struct Monitor {
     dir: tempfile::TempDir,
     serving: Option<JoinHandle<String>>,
@@ -74,12 +77,14 @@ fn behave(mut stream: TcpStream, behaviour: Behaviour) {
             stream.write_all(&bytes).unwrap();
         }
         Behaviour::Hangs => {
+            stream.set_read_timeout(Some(LONGEST)).unwrap();
             let _ = stream.read(&mut [0]);
         }
         Behaviour::Trickles => {
             stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            let end = Instant::now() + LONGEST;
             // Until the client closes: its end is seen as a read of nothing, or as a failed write.
-            while stream.write_all(b" ").is_ok() && !matches!(stream.read(&mut [0]), Ok(0)) {}
+            while Instant::now() < end && stream.write_all(b" ").is_ok() && !matches!(stream.read(&mut [0]), Ok(0)) {}
         }
         Behaviour::Floods => {
             let piece = vec![b'x'; 1024 * 1024];
