@@ -1,0 +1,138 @@
+//! What every step works with: the server, logins that are kept open, and the way to ask for a fresh look.
+//!
+//! Logins are kept because a saturated server lets nobody new in: what fences it must be in already.
+
+use super::clients;
+use super::session::{LOGIN, Server, Session, Trouble};
+use super::watch::Watch;
+use mmm_common::config;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How long a kept login may take to show that it still works.
+const STILL_THERE: Duration = Duration::from_millis(500);
+/// How long a statement that was given up may take to end after its session was killed.
+const END_OF_KILLED: Duration = Duration::from_millis(800);
+
+pub(super) struct Context {
+    pub(super) server: Server,
+    pub(super) config: Arc<config::Agent>,
+    pub(super) watch: Watch,
+    /// Sets read_only.
+    pub(super) fence: Kept,
+    /// Looks for what holds that up, and kills it.
+    pub(super) killer: Kept,
+    /// Follow, Detach.
+    pub(super) lane: Kept,
+    /// CatchUp, Drain, Quiesce.
+    pub(super) task: Kept,
+    /// Sessions with a `SET GLOBAL read_only` under way. One that was given up stays here until it is known to be gone,
+    /// for else it could still take effect after a later statement.
+    setting: Mutex<BTreeSet<u32>>,
+}
+
+impl Context {
+    pub(super) fn new(server: Server, config: Arc<config::Agent>, watch: Watch) -> Context {
+        Context {
+            server,
+            config,
+            watch,
+            fence: Kept::default(),
+            killer: Kept::default(),
+            lane: Kept::default(),
+            task: Kept::default(),
+            setting: Mutex::default(),
+        }
+    }
+
+    /// Opens the logins that fencing needs, where they are not open.
+    pub(super) async fn keep_open(&self) {
+        for kept in [&self.fence, &self.killer] {
+            if kept.is_empty()
+                && let Ok(session) = self.server.connect(LOGIN).await
+            {
+                kept.put(session);
+            }
+        }
+    }
+
+    pub(super) async fn take(&self, kept: &Kept) -> Result<Session, Trouble> {
+        if let Some(mut session) = kept.take()
+            && session.ping(STILL_THERE).await.is_ok()
+        {
+            return Ok(session);
+        }
+        self.server.connect(LOGIN).await
+    }
+
+    /// Runs a statement that changes read_only, so that it cannot outlive its being given up unnoticed.
+    pub(super) async fn set(&self, session: &mut Session, limit: Duration, sql: &[&str]) -> Result<(), Trouble> {
+        self.setting().insert(session.id);
+        let answer = session.run_of(limit, sql).await;
+        // Answered: it has ended. Dropped or late: it stays in the list.
+        if session.usable() {
+            self.setting().remove(&session.id);
+        }
+        answer
+    }
+
+    /// Kills what was given up while it changed read_only, and waits until it is gone.
+    pub(super) async fn end_given_up(&self) -> Result<(), Trouble> {
+        let left: BTreeSet<u32> = self.setting().clone();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let mut killer = self.take(&self.killer).await?;
+        let deadline = Instant::now() + END_OF_KILLED;
+        loop {
+            let mut still = false;
+            for client in clients::all(&mut killer).await? {
+                if left.contains(&client.id) {
+                    still = true;
+                    clients::kill(&mut killer, client.id).await?;
+                }
+            }
+            if !still {
+                break;
+            }
+            if Instant::now() >= deadline {
+                return Err(Trouble::Late { limit: END_OF_KILLED });
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+        self.killer.put(killer);
+        self.setting().retain(|id| !left.contains(id));
+        Ok(())
+    }
+
+    fn setting(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
+        self.setting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A login kept between uses.
+#[derive(Default)]
+pub(super) struct Kept(Mutex<Option<Session>>);
+
+impl Kept {
+    fn is_empty(&self) -> bool {
+        self.slot().is_none()
+    }
+
+    fn take(&self) -> Option<Session> {
+        self.slot().take()
+    }
+
+    /// For the next use, unless it has been late or lost.
+    pub(super) fn put(&self, session: Session) {
+        if session.usable() {
+            *self.slot() = Some(session);
+        }
+    }
+
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Session>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,211 @@
+//! Pointing replication at a source by GTID, and stopping to fetch.
+//!
+//! Changing the source throws the relay log away, so what was received is applied first, or the new source must have it;
+//! else the step is refused with the reason. The password never gets into an error or the log.
+
+use super::context::Context;
+use super::dialect::{Dialect, Vitals};
+use super::session::{LOGIN, QUERY, Server, Session, Trouble};
+use super::status::{IoThread, Status};
+use super::{mariadb, mysql8, tasks};
+use mmm_common::config::Host;
+use mmm_common::gtid::Gtids;
+use mmm_common::ids::HostName;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How long transactions already received may take to be applied before the source is changed.
+const APPLY: Duration = Duration::from_secs(10);
+/// How long STOP may take: it waits for the transaction in hand.
+const STOP: Duration = Duration::from_secs(5);
+/// How long the threads may take to come up; a connection that takes longer is no error of the step.
+const COME_UP: Duration = Duration::from_secs(2);
+
+pub(super) async fn follow(context: &Context, name: &HostName) -> Result<(), String> {
+    let at = |why: String| format!("following {name} at {}: {why}", context.server.place);
+    let Some(host) = context.config.cluster.hosts.get(name) else {
+        return Err(at(format!("[host.{name}] is not in the configuration")));
+    };
+    if *name == context.config.this {
+        return Err(at("a host cannot replicate from itself".to_owned()));
+    }
+    let mut session = context.take(&context.lane).await.map_err(|e| at(format!("no login: {e}")))?;
+    let result = point(&mut session, name, host).await.map_err(at);
+    context.lane.put(session);
+    result
+}
+
+async fn point(session: &mut Session, name: &HostName, host: &Host) -> Result<(), String> {
+    let text = |e: Trouble| e.to_string();
+    let vitals = session.vitals().await.map_err(text)?;
+    if let (Some(cure), Dialect::MySql) = (&vitals.no_gtids, session.dialect) {
+        return Err(format!("it cannot replicate by GTID: {cure}"));
+    }
+    match session.status().await.map_err(text)? {
+        Some(s) if s.by_gtid && is_source(&s, host) => start(session, &s, &vitals, name, host).await?,
+        Some(s) => {
+            apply_received(session, &s, &vitals, name, host).await?;
+            change(session, host).await?;
+        }
+        None => change(session, host).await?,
+    }
+    come_up(session, host).await
+}
+
+fn is_source(status: &Status, host: &Host) -> bool {
+    status.port == host.mysql_port && status.source.parse().is_ok_and(|ip: std::net::IpAddr| ip == host.ip)
+}
+
+/// The source is right already: only what is stopped is started.
+async fn start(session: &mut Session, s: &Status, vitals: &Vitals, name: &HostName, host: &Host) -> Result<(), String> {
+    let words = session.dialect.words();
+    match (s.io != IoThread::Stopped, s.sql) {
+        (true, true) => Ok(()),
+        (true, false) => tasks::start_sql(session).await,
+        (false, true) => session.run_of(QUERY, words.start_io).await.map_err(|e| format!("I/O thread: {e}")),
+        (false, false) => {
+            if let (Some(left), Dialect::MariaDb) = (s.unapplied(vitals.executed.as_ref()), session.dialect) {
+                source_has(name, host, s.received.as_ref()).await.map_err(|why| {
+                    format!("both threads are stopped with {left}; starting them would throw that away, and {why}")
+                })?;
+            }
+            session.run_of(QUERY, words.start).await.map_err(|e| format!("replication threads: {e}"))
+        }
+    }
+}
+
+/// Nothing that was received may be lost with the relay log: it is applied, or the new source has it.
+async fn apply_received(
+    session: &mut Session,
+    s: &Status,
+    vitals: &Vitals,
+    name: &HostName,
+    host: &Host,
+) -> Result<(), String> {
+    let idle = s.io == IoThread::Stopped && !s.sql;
+    if idle && s.unapplied(vitals.executed.as_ref()).is_none() {
+        return Ok(());
+    }
+    let why = match tasks::drained(session, Instant::now() + APPLY).await {
+        Ok(_) => return Ok(()),
+        Err(why) => why,
+    };
+    if !session.usable() {
+        return Err(why);
+    }
+    // Read again: more may have come in before the I/O thread stopped.
+    let received = session.status().await.map_err(|e| e.to_string())?.and_then(|s| s.received);
+    source_has(name, host, received.as_ref()).await.map_err(|also| {
+        format!("its present source {}:{}: {why}; changing it would throw that away, and {also}", s.source, s.port)
+    })
+}
+
+/// Whether the host has executed everything in `received`, asked with the replication login; the error says why not.
+async fn source_has(name: &HostName, host: &Host, received: Option<&Gtids>) -> Result<(), String> {
+    let Some(received) = received else { return Err("it is not known by GTID what that is".to_owned()) };
+    let server = Server::source(name.as_str(), host);
+    let mut session =
+        server.connect(LOGIN).await.map_err(|e| format!("{} cannot be asked for it: {e}", server.place))?;
+    let vitals = session.vitals().await.map_err(|e| format!("{} cannot be asked for it: {e}", server.place))?;
+    match vitals.executed.as_ref().and_then(|e| e.missing(received)) {
+        Some(0) => Ok(()),
+        Some(n) => Err(format!("{n} of it are not on {}", server.place)),
+        None => Err(format!("{} has no comparable GTIDs", server.place)),
+    }
+}
+
+async fn change(session: &mut Session, host: &Host) -> Result<(), String> {
+    let words = session.dialect.words();
+    session
+        .run_of(STOP, words.stop)
+        .await
+        .or_else(not_a_replica)
+        .map_err(|e| format!("replication not stopped: {e}"))?;
+    let answer = match session.dialect {
+        // Asked for only now, when the SQL thread stands still.
+        Dialect::MariaDb => {
+            let ex_master = session.vitals().await.map_err(|e| e.to_string())?.ex_master;
+            change_mariadb(session, host, ex_master).await
+        }
+        Dialect::MySql => {
+            let [present, old] = mysql8::change(host);
+            session.run_secret(STOP, &[&present, &old]).await
+        }
+    };
+    answer.map_err(|e| format!("source not changed: {e}"))?;
+    session.run_of(QUERY, words.start).await.map_err(|e| format!("replication not started: {e}"))
+}
+
+async fn change_mariadb(session: &mut Session, host: &Host, ex_master: bool) -> Result<(), Trouble> {
+    if !ex_master {
+        return session.run_secret(STOP, &[&mariadb::change(host, false)]).await;
+    }
+    match session.run_secret(STOP, &[&mariadb::change(host, true)]).await {
+        Err(e) if e.code() == Some(1064) => {
+            session.run(QUERY, mariadb::DEMOTE).await?;
+            session.run_secret(STOP, &[&mariadb::change(host, false)]).await
+        }
+        answer => answer,
+    }
+}
+
+/// Read back: right source, both threads. "Connecting" after the time is the link's trouble, and in the report.
+async fn come_up(session: &mut Session, host: &Host) -> Result<(), String> {
+    let until = Instant::now() + COME_UP;
+    loop {
+        let Some(s) = session.status().await.map_err(|e| e.to_string())? else {
+            return Err("set, but the server shows no replication".to_owned());
+        };
+        if !is_source(&s, host) || !s.by_gtid {
+            return Err(format!("set, but it reads back as {}:{} (by GTID: {})", s.source, s.port, s.by_gtid));
+        }
+        let late = Instant::now() >= until;
+        match (s.io, s.sql) {
+            (IoThread::Running, true) => return Ok(()),
+            (IoThread::Connecting, true) if late => return Ok(()),
+            (_, false) if !s.sql_error.is_empty() => return Err(format!("the SQL thread stopped: {}", s.sql_error)),
+            (IoThread::Stopped, _) if !s.io_error.is_empty() => {
+                return Err(format!("the I/O thread stopped: {}", s.io_error));
+            }
+            (..) if late => return Err(format!("started, but not running (I/O: {:?}, SQL: {})", s.io, s.sql)),
+            (..) => sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+/// Stops the I/O thread. On MariaDB a stopped SQL thread is started first, for with both stopped nothing could start
+/// again without losing what was received.
+pub(super) async fn detach(context: &Context) -> Result<(), String> {
+    let at = |why: String| format!("detaching {}: {why}", context.server.place);
+    let mut session = context.take(&context.lane).await.map_err(|e| at(format!("no login: {e}")))?;
+    let result = stop_fetching(&mut session).await.map_err(at);
+    context.lane.put(session);
+    result
+}
+
+async fn stop_fetching(session: &mut Session) -> Result<(), String> {
+    let Some(s) = session.status().await.map_err(|e| e.to_string())? else { return Ok(()) };
+    if s.io == IoThread::Stopped {
+        return Ok(());
+    }
+    let started = match (session.dialect, s.sql) {
+        (Dialect::MariaDb, false) => tasks::start_sql(session).await,
+        (Dialect::MariaDb | Dialect::MySql, _) => Ok(()),
+    };
+    let words = session.dialect.words();
+    session.run_of(STOP, words.stop_io).await.map_err(|e| format!("I/O thread not stopped: {e}"))?;
+    match session.status().await.map_err(|e| e.to_string())? {
+        Some(s) if s.io != IoThread::Stopped => {
+            Err("I/O thread stopped without an error, but it reads back as running".to_owned())
+        }
+        Some(_) | None => started.map_err(|why| format!("it fetches no more, but received transactions wait: {why}")),
+    }
+}
+
+/// STOP where nothing is configured.
+fn not_a_replica(e: Trouble) -> Result<(), Trouble> {
+    match e.code() {
+        Some(1200 | 1617) => Ok(()),
+        Some(_) | None => Err(e),
+    }
+}

@@ -1,0 +1,161 @@
+//! The planned move's step at the old master (data-safety.md, step 2): no acknowledged commit may be missing in the
+//! position that this reports, and a failure leaves the server as it was.
+//!
+//! Cancelled half way (another task, ReadOnly or Writable came), it restores nothing: what comes next decides.
+
+use super::clients::{self, Client};
+use super::context::Context;
+use super::read_only;
+use super::session::{Session, Trouble};
+use mmm_common::gtid::Gtids;
+use mmm_common::report::Writing;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Longer than InnoDB keeps showing the same list of transactions.
+const LOOK_AGAIN: Duration = Duration::from_millis(105);
+
+pub(super) async fn run(context: &Context, grace: Duration, limit: Duration) -> Result<Option<Gtids>, String> {
+    let deadline = Instant::now() + limit;
+    let at = |what: &str, e: &Trouble| format!("quiesce at {}: {what}: {e}", context.server.place);
+    let mut session = context.take(&context.task).await.map_err(|e| at("no login", &e))?;
+    refuse_prepared(context, &mut session).await?;
+    let before = session.vitals().await.map_err(|e| at("its state could not be read", &e))?.writing;
+
+    if before == Writing::Allowed {
+        // At least half of the time is left for what has to be done.
+        quiet_moment(&mut session, grace.min(limit / 2))
+            .await
+            .map_err(|e| at("its transactions could not be read", &e))?;
+    }
+    let result = match read_only::on(context, deadline.saturating_duration_since(Instant::now())).await {
+        Ok(()) => close_and_read(context, &mut session, deadline).await,
+        Err(why) => Err(why),
+    };
+    match result {
+        Ok(position) => {
+            context.task.put(session);
+            Ok(position)
+        }
+        Err(why) if before == Writing::Allowed => match read_only::off(context, None).await {
+            Ok(()) => Err(format!("{why}; the server is writable as before")),
+            Err(not_back) => Err(format!("{why}; and it could not be made writable again: {not_back}")),
+        },
+        Err(why) => Err(why),
+    }
+}
+
+/// A prepared XA transaction outlives its session and can be committed by nobody but its manager: a move would lose it.
+async fn refuse_prepared(context: &Context, session: &mut Session) -> Result<(), String> {
+    match session.rows(super::session::QUERY, "XA RECOVER").await {
+        Ok(rows) if rows.is_empty() => Ok(()),
+        Ok(rows) => {
+            let names: Vec<&str> = rows.iter().filter_map(|r| r.text(&["data"]).ok()).collect();
+            Err(format!(
+                "quiesce at {}: prepared XA transactions wait for XA COMMIT or XA ROLLBACK there: {}",
+                context.server.place,
+                names.join(", ")
+            ))
+        }
+        Err(e) if e.is_answer() => {
+            tracing::warn!(%e, "prepared XA transactions could not be looked for (MySQL: grant XA_RECOVER_ADMIN)");
+            Ok(())
+        }
+        Err(e) => Err(format!("quiesce at {}: XA RECOVER: {e}", context.server.place)),
+    }
+}
+
+/// Waits for a moment without open write transactions; none in time is no error.
+async fn quiet_moment(session: &mut Session, grace: Duration) -> Result<(), Trouble> {
+    let until = Instant::now() + grace;
+    loop {
+        let open = clients::transactions(session).await?.values().any(|changed| *changed > 0);
+        if !open || Instant::now() + LOOK_AGAIN > until {
+            return Ok(());
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The server is read-only: what could still write or hang is closed, and the position is read until it stands still.
+async fn close_and_read(context: &Context, session: &mut Session, deadline: Instant) -> Result<Option<Gtids>, String> {
+    let at = |what: &str, e: &Trouble| format!("quiesce at {}: {what}: {e}", context.server.place);
+    close_clients(context, session, deadline).await.map_err(|e| at("sessions could not be closed", &e))?;
+    let mut last = session.vitals().await.map_err(|e| at("position could not be read", &e))?;
+    loop {
+        sleep(Duration::from_millis(2)).await;
+        let now = session.vitals().await.map_err(|e| at("position could not be read", &e))?;
+        if now.writing != Writing::ReadOnly {
+            return Err(format!("quiesce at {}: somebody switched read_only off", context.server.place));
+        }
+        if now == last {
+            return Ok(now.executed);
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("quiesce at {}: its position does not stand still", context.server.place));
+        }
+        last = now;
+    }
+}
+
+async fn close_clients(context: &Context, session: &mut Session, deadline: Instant) -> Result<(), Trouble> {
+    let privileged = match clients::privileged(session).await {
+        Ok(users) => users,
+        Err(e) if e.is_answer() => BTreeSet::new(),
+        Err(e) => return Err(e),
+    };
+    let transactions = clients::transactions(session).await?;
+    let must_go = |all: &[Client]| -> BTreeSet<u32> {
+        let mut go: BTreeSet<u32> = on_writer(context, all);
+        for client in all {
+            let writing = transactions.get(&client.id).is_some_and(|changed| *changed > 0);
+            if writing || privileged.contains(&client.user) {
+                go.insert(client.id);
+            }
+        }
+        go
+    };
+    loop {
+        let all = clients::ordinary(session, &context.config).await?;
+        let go = must_go(&all);
+        if go.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Trouble::Strange { why: format!("{} sessions did not end after KILL", go.len()) });
+        }
+        let names: Vec<String> =
+            all.iter().filter(|c| go.contains(&c.id)).map(|c| format!("{}@{}", c.user, c.host)).collect();
+        tracing::info!(sessions = names.join(", "), "closing sessions for the move");
+        for id in go {
+            match clients::kill(session, id).await {
+                Ok(()) => {}
+                // Not ours to kill (1095: a user with SYSTEM_USER): read_only holds it.
+                Err(Trouble::Refused { code: 1095, message }) => {
+                    tracing::warn!(message, "a session could not be closed");
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Sessions that came in by an address of the writer role, idle or not.
+fn on_writer(context: &Context, all: &[Client]) -> BTreeSet<u32> {
+    let cluster = &context.config.cluster;
+    let (Some(writer), Some(this)) = (cluster.writer(), cluster.hosts.get(&context.config.this)) else {
+        return BTreeSet::new();
+    };
+    let ips: Vec<IpAddr> = writer.ips.iter().map(IpAddr::to_canonical).collect();
+    match clients::far_ends(&ips, this.mysql_port) {
+        Ok(ends) => clients::on_addresses(all, &ends).into_iter().map(|c| c.id).collect(),
+        Err(e) => {
+            tracing::warn!(%e, "sessions on the writer's address could not be looked up in /proc/self/net");
+            BTreeSet::new()
+        }
+    }
+}

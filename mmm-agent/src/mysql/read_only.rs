@@ -1,0 +1,147 @@
+//! read_only on and off, and read back.
+//!
+//! Switching it on waits for running updates, LOCK TABLES and, on MariaDB, commits that wait for a semi-sync
+//! acknowledgement. So from 50 ms on, a second login kills what holds it up: first running writes, then open
+//! transactions, then everybody (LOCK TABLES shows in no list). It must never be said to be on when it is not.
+
+use super::clients;
+use super::context::Context;
+use super::session::{Session, Trouble};
+use crate::clock;
+use mmm_common::ids::Millis;
+use mmm_common::report::Writing;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+/// The step fails within this.
+pub(super) const LIMIT: Duration = Duration::from_secs(3);
+
+/// How long a blocked `SET` waits before somebody is killed, and between the rounds.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// From this round on open transactions are killed, and from the next number on every client.
+const TRANSACTIONS_FROM: u32 = 2;
+const EVERYBODY_FROM: u32 = 4;
+
+/// Within `limit`; the error says what was tried and found.
+pub(super) async fn on(context: &Context, limit: Duration) -> Result<(), String> {
+    let deadline = Instant::now() + limit;
+    let at = |what: &str, e: &Trouble| format!("read_only=1 at {}: {what}: {e}", context.server.place);
+    context.end_given_up().await.map_err(|e| at("an earlier change of read_only does not end", &e))?;
+    let mut setter = context.take(&context.fence).await.map_err(|e| at("no login", &e))?;
+    if setter.vitals().await.map_err(|e| at("could not be read", &e))?.writing == Writing::ReadOnly {
+        context.fence.put(setter);
+        return Ok(());
+    }
+    let done = Notify::new();
+    let set = async {
+        let answer = set_on(context, &mut setter, deadline).await;
+        done.notify_one();
+        answer
+    };
+    let (answer, killed) = tokio::join!(set, clear_the_way(context, &done, deadline));
+    if !killed.is_empty() {
+        tracing::warn!(sessions = killed.join(", "), "killed to make the server read-only");
+    }
+    if let Err(e) = answer {
+        let given_up = context.end_given_up().await;
+        let still = if given_up.is_err() { "; the statement may still be waiting there" } else { "" };
+        return Err(format!("{}{still}", at("not done", &e)));
+    }
+    let now = setter.vitals().await.map_err(|e| at("could not be read back", &e))?.writing;
+    context.fence.put(setter);
+    match now {
+        Writing::ReadOnly => Ok(()),
+        Writing::Allowed | Writing::Unknown => {
+            Err(format!("read_only=1 at {}: set without an error, but it reads back as off", context.server.place))
+        }
+    }
+}
+
+async fn set_on(context: &Context, setter: &mut Session, deadline: Instant) -> Result<(), Trouble> {
+    let sql = setter.dialect.words().read_only_on;
+    loop {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        match context.set(setter, rest, sql).await {
+            // Lock wait timeout (1 s in our sessions): what held it up may be killed by now.
+            Err(Trouble::Refused { code: 1205, .. }) if Instant::now() < deadline => {}
+            answer => return answer,
+        }
+    }
+}
+
+/// Kills what holds the `SET` up, until it is done. Gives back whom.
+async fn clear_the_way(context: &Context, done: &Notify, deadline: Instant) -> Vec<String> {
+    let mut killed = Vec::new();
+    let mut killer = None;
+    for round in 1u32.. {
+        let answered = timeout(PATIENCE, done.notified()).await.is_ok();
+        if answered || Instant::now() >= deadline {
+            break;
+        }
+        let mut session = match killer.take() {
+            Some(session) => session,
+            None => match context.take(&context.killer).await {
+                Ok(session) => session,
+                Err(e) => {
+                    tracing::warn!(%e, "no login to look for what holds up read_only");
+                    continue;
+                }
+            },
+        };
+        match kill_round(context, &mut session, round).await {
+            Ok(now) => killed.extend(now),
+            Err(e) => tracing::warn!(%e, "what holds up read_only could not be killed"),
+        }
+        killer = Some(session).filter(Session::usable);
+    }
+    if let Some(session) = killer {
+        context.killer.put(session);
+    }
+    killed
+}
+
+async fn kill_round(context: &Context, session: &mut Session, round: u32) -> Result<Vec<String>, Trouble> {
+    let transactions =
+        if round >= TRANSACTIONS_FROM { clients::transactions(session).await? } else { Default::default() };
+    let mut killed = Vec::new();
+    for client in clients::ordinary(session, &context.config).await? {
+        let writes = client.busy() && !client.only_reads();
+        if writes || transactions.contains_key(&client.id) || round >= EVERYBODY_FROM {
+            match clients::kill(session, client.id).await {
+                Ok(()) => killed.push(format!("{}@{} ({})", client.user, client.host, client.id)),
+                Err(e) if e.is_answer() => tracing::warn!(user = client.user, %e, "session could not be killed"),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(killed)
+}
+
+/// read_only off, and super_read_only with it. Not begun after `until`, the end of the lease.
+pub(super) async fn off(context: &Context, until: Option<Millis>) -> Result<(), String> {
+    let at = |what: &str, e: &Trouble| format!("read_only=0 at {}: {what}: {e}", context.server.place);
+    context.end_given_up().await.map_err(|e| at("an earlier change of read_only does not end", &e))?;
+    let mut session = context.take(&context.fence).await.map_err(|e| at("no login", &e))?;
+    let sql = session.dialect.words().read_only_off;
+    let rest = until.map_or(LIMIT, |until| until.since(clock::now())).min(LIMIT / 3);
+    if rest.is_zero() {
+        context.fence.put(session);
+        return Err(format!("read_only=0 at {}: not begun, the lease has ended", context.server.place));
+    }
+    if let Err(e) = context.set(&mut session, rest, sql).await {
+        // Were it done later after all, it would undo a fence.
+        if context.end_given_up().await.is_err() {
+            return Err(format!("{}; the statement may still be waiting there", at("not done", &e)));
+        }
+        return Err(at("not done", &e));
+    }
+    let row = session.vitals().await.map_err(|e| at("could not be read back", &e))?;
+    context.fence.put(session);
+    match row.writing {
+        Writing::Allowed => Ok(()),
+        Writing::ReadOnly | Writing::Unknown => {
+            Err(format!("read_only=0 at {}: set without an error, but it reads back as on", context.server.place))
+        }
+    }
+}

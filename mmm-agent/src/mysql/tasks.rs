@@ -1,0 +1,143 @@
+//! CatchUp and Drain: waiting until the SQL thread has applied what it must.
+//!
+//! A stopped SQL thread, or no answer, is a failure and never "in sync". On MariaDB nothing here starts one replication
+//! thread while the other is stopped with unapplied transactions: the server would throw its relay log away.
+
+use super::context::Context;
+use super::dialect::Dialect;
+use super::session::{QUERY, Session, Trouble};
+use super::status::{IoThread, Status};
+use mmm_common::gtid::Gtids;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Between two looks at the position.
+const POLL: Duration = Duration::from_millis(2);
+/// Between two looks at the SQL thread.
+const STATUS_POLL: Duration = Duration::from_millis(50);
+/// How long a started thread may take to show that it runs.
+const START: Duration = Duration::from_secs(1);
+/// An SQL thread that has read everything for so long will not apply what is missing.
+const NOTHING_LEFT: Duration = Duration::from_millis(500);
+
+pub(super) async fn catch_up(context: &Context, position: &Gtids, limit: Duration) -> Result<Option<Gtids>, String> {
+    let deadline = Instant::now() + limit;
+    let at = |what: &str| format!("catching up at {}: {what}", context.server.place);
+    let mut session = context.take(&context.task).await.map_err(|e| at(&format!("no login: {e}")))?;
+    let mut look = Instant::now();
+    loop {
+        let vitals = session.vitals().await.map_err(|e| at(&e.to_string()))?;
+        let Some(executed) = vitals.executed else {
+            return Err(at(&vitals.no_gtids.unwrap_or_default()));
+        };
+        let missing = match executed.missing(position) {
+            Some(0) => {
+                context.task.put(session);
+                return Ok(Some(executed));
+            }
+            Some(n) => n,
+            None => {
+                return Err(at("the position is of the other dialect (MariaDB and MySQL do not replicate by GTID)"));
+            }
+        };
+        let rest = format!("{missing} transactions missing of {position}");
+        if Instant::now() >= look {
+            match session.status().await {
+                Ok(None) => return Err(at(&format!("{rest}; no replication is configured"))),
+                Ok(Some(s)) if !s.sql => {
+                    return Err(at(&format!("{rest}; the SQL thread does not run: {}", s.why_sql_stopped())));
+                }
+                Ok(Some(_)) => {}
+                // The status can be held up where the position is not.
+                Err(Trouble::Late { .. }) => {
+                    session = context.server.connect(QUERY).await.map_err(|e| at(&e.to_string()))?;
+                }
+                Err(e) => return Err(at(&e.to_string())),
+            }
+            look = Instant::now() + STATUS_POLL;
+        }
+        if Instant::now() >= deadline {
+            return Err(at(&format!("{rest} after {} ms", limit.as_millis())));
+        }
+        sleep(POLL).await;
+    }
+}
+
+pub(super) async fn drain(context: &Context, limit: Duration) -> Result<Option<Gtids>, String> {
+    let at = |what: &str| format!("draining {}: {what}", context.server.place);
+    let mut session = context.take(&context.task).await.map_err(|e| at(&format!("no login: {e}")))?;
+    let position = drained(&mut session, Instant::now() + limit).await.map_err(|why| at(&why))?;
+    context.task.put(session);
+    Ok(position)
+}
+
+/// Stops fetching and waits until everything received is applied. The order of statements is what keeps MariaDB's relay
+/// log (see the top of the file).
+pub(super) async fn drained(session: &mut Session, deadline: Instant) -> Result<Option<Gtids>, String> {
+    let text = |e: Trouble| e.to_string();
+    let words = session.dialect.words();
+    let recorded = session.status().await.map_err(text)?;
+    let Some(recorded) = recorded else {
+        return Ok(session.vitals().await.map_err(text)?.executed);
+    };
+    if !recorded.sql {
+        let executed = session.vitals().await.map_err(text)?.executed;
+        let io_runs = recorded.io != IoThread::Stopped;
+        match recorded.unapplied(executed.as_ref()) {
+            None if !io_runs => return Ok(executed),
+            Some(left) if !io_runs && session.dialect == Dialect::MariaDb => {
+                return Err(format!(
+                    "both replication threads are stopped with {left}; starting one would throw the relay log away \
+                     (SQL thread: {}). Apply it with mariadb-binlog, or re-clone",
+                    recorded.why_sql_stopped()
+                ));
+            }
+            Some(_) | None => start_sql(session).await?,
+        }
+    }
+    session.run_of(QUERY.max(deadline.saturating_duration_since(Instant::now())), words.stop_io).await.map_err(text)?;
+    wait_applied(session, &recorded, deadline).await
+}
+
+/// Starts the SQL thread and waits until it runs, or says why it does not.
+pub(super) async fn start_sql(session: &mut Session) -> Result<(), String> {
+    session
+        .run_of(QUERY, session.dialect.words().start_sql)
+        .await
+        .map_err(|e| format!("SQL thread not started: {e}"))?;
+    let until = Instant::now() + START;
+    loop {
+        match session.status().await.map_err(|e| e.to_string())? {
+            Some(s) if s.sql => return Ok(()),
+            Some(s) if !s.sql_error.is_empty() => return Err(format!("the SQL thread stops again: {}", s.sql_error)),
+            Some(_) | None if Instant::now() < until => sleep(POLL).await,
+            Some(_) | None => return Err("the SQL thread was started and does not run".to_owned()),
+        }
+    }
+}
+
+async fn wait_applied(session: &mut Session, recorded: &Status, deadline: Instant) -> Result<Option<Gtids>, String> {
+    let text = |e: Trouble| e.to_string();
+    let mut idle_since: Option<Instant> = None;
+    loop {
+        let Some(status) = session.status().await.map_err(text)? else {
+            return Err("the replication configuration was removed meanwhile".to_owned());
+        };
+        let executed = session.vitals().await.map_err(text)?.executed;
+        // With the I/O thread stopped, the second look at what was received is the last word; the first one guards
+        // against a relay log that was thrown away between.
+        let left = status.unapplied(executed.as_ref()).or_else(|| recorded.unapplied(executed.as_ref()));
+        let Some(left) = left else { return Ok(executed) };
+        if !status.sql {
+            return Err(format!("{left}; the SQL thread has stopped: {}", status.why_sql_stopped()));
+        }
+        idle_since = if status.relay_log_is_read() { idle_since.or(Some(Instant::now())) } else { None };
+        if idle_since.is_some_and(|since| since.elapsed() >= NOTHING_LEFT) {
+            return Err(format!("{left}, but the SQL thread has read the whole relay log: part of it was thrown away"));
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("{left} when the time was over"));
+        }
+        sleep(POLL).await;
+    }
+}

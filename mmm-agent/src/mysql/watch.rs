@@ -1,0 +1,379 @@
+//! The watcher: what the local server is, at every change and at least once a second.
+//!
+//! Three tasks. The *tripwire* keeps a login inside `SELECT SLEEP`, so that the end of the server is an event the moment
+//! its sockets close. The *sampler* asks for the server's state on a kept login. The *judge* draws the conclusion.
+//! Dead is said only when the host itself refuses a new connection; silence becomes Hung after `hang_timeout`; a server
+//! that answers but will not let the agent look is Unknown, with the reason.
+
+use super::session::{Knock, QUERY, Server, Session, Trouble};
+use mmm_agent_core::io::Input;
+use mmm_common::gtid::Gtids;
+use mmm_common::report::{Life, ReplicationReport, ServerReport, Writing};
+use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Between two samples of a server that answers.
+const PERIOD: Duration = Duration::from_millis(250);
+/// Between two attempts at a server that is not there.
+const RETRY: Duration = Duration::from_millis(200);
+/// A report goes out at least this often.
+const AT_LEAST: Duration = Duration::from_secs(1);
+/// How long one sleep of the tripwire lasts.
+const SLEEP_S: u64 = 3600;
+/// How long a new login may stay pending. Longer than a question: a hung server gets one login to answer when it wakes,
+/// not a heap of broken ones that would make it block the host.
+const PENDING: Duration = Duration::from_secs(10);
+/// How long the status may stay unanswered before a new login asks again.
+const STATUS_RETRY: Duration = Duration::from_secs(1);
+
+/// What the tripwire and the sampler tell the judge.
+enum Seen {
+    /// The server has said something; it lives.
+    Answer,
+    Sample(Sample),
+    /// It answers, but refuses the agent.
+    Denied(String),
+    /// A new connection was refused.
+    NotThere,
+    /// The tripwire's connection ended.
+    Broke {
+        farewell: Option<String>,
+    },
+    /// Everything before this has been looked at: push, and say so.
+    Flush(oneshot::Sender<()>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Sample {
+    writing: Writing,
+    executed: Option<Gtids>,
+    replication: Option<ReplicationReport>,
+    /// A part that the server refused to show.
+    denied: Option<String>,
+}
+
+/// A way to have the server looked at now.
+#[derive(Clone)]
+pub(super) struct Watch {
+    poke: UnboundedSender<oneshot::Sender<()>>,
+}
+
+impl Watch {
+    /// Returns once a fresh sample has been handed to the core, or could not be had in time.
+    pub(super) async fn look_now(&self) {
+        let (done, seen) = oneshot::channel();
+        if self.poke.send(done).is_ok() {
+            // Not in time: the watcher will say what is the matter by itself.
+            let _late = timeout(QUERY + QUERY / 2, seen).await;
+        }
+    }
+}
+
+pub(super) fn start(server: Server, hang_timeout: Duration, inputs: UnboundedSender<Input>) -> Watch {
+    let (poke, pokes) = unbounded_channel();
+    let (seen, sights) = unbounded_channel();
+    tokio::spawn(tripwire(server.clone(), seen.clone()));
+    tokio::spawn(sample(server.clone(), seen, pokes));
+    tokio::spawn(judge(server, hang_timeout, sights, inputs));
+    Watch { poke }
+}
+
+async fn tripwire(server: Server, seen: UnboundedSender<Seen>) {
+    while !seen.is_closed() {
+        if let Ok(mut session) = server.connect(PENDING).await {
+            let asleep = session.rows(Duration::from_secs(SLEEP_S + 60), &format!("SELECT SLEEP({SLEEP_S})")).await;
+            if let Err(e) = asleep {
+                let farewell = e.code().map(|_| e.to_string());
+                if seen.send(Seen::Broke { farewell }).is_err() {
+                    return;
+                }
+            }
+        }
+        sleep(RETRY).await;
+    }
+}
+
+async fn sample(server: Server, seen: UnboundedSender<Seen>, mut pokes: UnboundedReceiver<oneshot::Sender<()>>) {
+    let mut sampler = Sampler { server, vitals: None, status: None, last_status: None, status_again: Instant::now() };
+    let mut poke: Option<oneshot::Sender<()>> = None;
+    loop {
+        let pause = sampler.round(&seen).await;
+        if let Some(done) = poke.take() {
+            let _ended = seen.send(Seen::Flush(done));
+        }
+        match timeout(pause, pokes.recv()).await {
+            Ok(Some(done)) => poke = Some(done),
+            Ok(None) => return,
+            Err(_) if seen.is_closed() => return,
+            Err(_) => {}
+        }
+    }
+}
+
+struct Sampler {
+    server: Server,
+    /// For the variables: what tells life.
+    vitals: Option<Session>,
+    /// For the replication status, which a STOP elsewhere can hold up while the server is well.
+    status: Option<Session>,
+    last_status: Option<ReplicationReport>,
+    status_again: Instant,
+}
+
+impl Sampler {
+    /// One look; gives back how long to wait before the next.
+    async fn round(&mut self, seen: &UnboundedSender<Seen>) -> Duration {
+        match self.look(seen).await {
+            Ok(sample) => {
+                let _ended = seen.send(Seen::Sample(sample));
+                PERIOD
+            }
+            Err(e @ (Trouble::Refused { .. } | Trouble::Strange { .. })) => {
+                let _ended = seen.send(Seen::Denied(e.to_string()));
+                PERIOD
+            }
+            Err(Trouble::NotThere { .. }) => {
+                let _ended = seen.send(Seen::NotThere);
+                RETRY
+            }
+            // A dying server resets what is in its backlog before it refuses: look again at once, a hung one
+            // has made this round long already.
+            Err(Trouble::Lost { .. } | Trouble::Late { .. }) => Duration::from_millis(10),
+        }
+    }
+
+    async fn look(&mut self, seen: &UnboundedSender<Seen>) -> Result<Sample, Trouble> {
+        let kept = match self.vitals.take() {
+            Some(mut session) => match session.vitals().await {
+                Ok(vitals) => Some((session, vitals)),
+                // A new login decides.
+                Err(Trouble::Lost { .. } | Trouble::Late { .. } | Trouble::NotThere { .. }) => None,
+                Err(e) => return Err(e),
+            },
+            None => None,
+        };
+        let (session, vitals) = match kept {
+            Some(kept) => kept,
+            None => {
+                let mut session = self.server.connect(PENDING).await?;
+                let _ended = seen.send(Seen::Answer);
+                let vitals = session.vitals().await?;
+                (session, vitals)
+            }
+        };
+        self.vitals = Some(session);
+        let _ended = seen.send(Seen::Answer);
+        let mut sample = Sample { writing: vitals.writing, executed: vitals.executed, replication: None, denied: None };
+        match self.replication(sample.executed.as_ref()).await {
+            Ok(report) => {
+                self.last_status = report;
+                sample.replication = self.last_status.clone();
+            }
+            Err(e) if e.is_answer() => sample.denied = Some(e.to_string()),
+            Err(e) => {
+                self.status_again = Instant::now() + STATUS_RETRY;
+                sample.replication = self.last_status.clone().map(|mut old| {
+                    old.error = format!("the replication status is not to be had: {e}");
+                    old
+                });
+            }
+        }
+        Ok(sample)
+    }
+
+    async fn replication(&mut self, executed: Option<&Gtids>) -> Result<Option<ReplicationReport>, Trouble> {
+        let mut session = match self.status.take() {
+            Some(session) if session.usable() => session,
+            Some(_) | None if Instant::now() < self.status_again => return Err(Trouble::Late { limit: QUERY }),
+            Some(_) | None => self.server.connect(QUERY).await?,
+        };
+        let answer = session.status().await;
+        self.status = Some(session);
+        Ok(answer?.map(|s| s.report(executed)))
+    }
+}
+
+async fn judge(
+    server: Server,
+    hang_timeout: Duration,
+    mut sights: UnboundedReceiver<Seen>,
+    inputs: UnboundedSender<Input>,
+) {
+    let mut judge = Judge::new(server.place.clone(), hang_timeout, Instant::now());
+    let mut sent: Option<(Instant, ServerReport)> = None;
+    loop {
+        let mut flush = None;
+        match timeout(judge.next_look(Instant::now()), sights.recv()).await {
+            Ok(None) => return,
+            Ok(Some(Seen::Answer)) => judge.answered(Instant::now()),
+            Ok(Some(Seen::Sample(sample))) => judge.sampled(Instant::now(), sample),
+            Ok(Some(Seen::Denied(why))) => judge.denied(Instant::now(), why),
+            Ok(Some(Seen::NotThere)) => judge.knocked(server.knock(QUERY / 10).await),
+            Ok(Some(Seen::Broke { farewell })) => {
+                judge.broke(farewell);
+                judge.knocked(server.knock(QUERY / 10).await);
+            }
+            Ok(Some(Seen::Flush(done))) => flush = Some(done),
+            Err(_) => judge.silent(Instant::now()),
+        }
+        let now = Instant::now();
+        let due = match &sent {
+            Some((at, last)) => flush.is_some() || *last != judge.report || now.duration_since(*at) >= AT_LEAST,
+            None => true,
+        };
+        if due {
+            if inputs.send(Input::Server(judge.report.clone())).is_err() {
+                return;
+            }
+            sent = Some((now, judge.report.clone()));
+        }
+        if let Some(done) = flush {
+            let _gone = done.send(());
+        }
+    }
+}
+
+/// Draws the conclusion. Pure: what was seen, and when.
+struct Judge {
+    place: String,
+    hang_timeout: Duration,
+    last_answer: Instant,
+    /// What the server said when it closed the tripwire, since it was last alive.
+    farewell: Option<String>,
+    been_alive: bool,
+    report: ServerReport,
+}
+
+impl Judge {
+    fn new(place: String, hang_timeout: Duration, now: Instant) -> Judge {
+        let report = ServerReport::unknown("not looked at yet");
+        Judge { place, hang_timeout, last_answer: now, farewell: None, been_alive: false, report }
+    }
+
+    /// How long nothing needs to be done when nothing is seen.
+    fn next_look(&self, now: Instant) -> Duration {
+        let to_hang = (self.last_answer + self.hang_timeout).saturating_duration_since(now);
+        if to_hang.is_zero() { PERIOD } else { to_hang.min(PERIOD) }
+    }
+
+    fn answered(&mut self, now: Instant) {
+        self.last_answer = now;
+        if matches!(self.report.life, Life::Hung { .. }) {
+            // It answers; what it is like, the sample will say.
+            self.report = ServerReport { life: Life::Alive, ..ServerReport::unknown("") };
+        }
+    }
+
+    fn sampled(&mut self, now: Instant, sample: Sample) {
+        self.last_answer = now;
+        self.been_alive = true;
+        self.farewell = None;
+        let life = match sample.denied {
+            None => Life::Alive,
+            Some(why) => {
+                Life::Unknown { why: format!("the agent's user may not look at replication at {}: {why}", self.place) }
+            }
+        };
+        let Sample { writing, executed, replication, denied: _ } = sample;
+        self.report = ServerReport { life, writing, executed, replication };
+    }
+
+    fn denied(&mut self, now: Instant, why: String) {
+        self.last_answer = now;
+        self.report = ServerReport::unknown(&format!("{} runs, but does not let the agent look: {why}", self.place));
+    }
+
+    fn broke(&mut self, farewell: Option<String>) {
+        self.farewell = farewell;
+    }
+
+    fn knocked(&mut self, knock: Knock) {
+        match knock {
+            Knock::NotThere(why) => {
+                let before = match (&self.farewell, self.been_alive) {
+                    // 1053 is said only by a server that was told to shut down.
+                    (Some(said), _) if said.contains("error 1053") => "clean shutdown".to_owned(),
+                    (Some(said), _) => format!("its connections ended with {said}"),
+                    (None, true) => "its connections broke".to_owned(),
+                    (None, false) => "not seen alive since the agent started".to_owned(),
+                };
+                let why = format!("{}: {before}, and a new connection is refused ({why})", self.place);
+                if !matches!(self.report.life, Life::Dead { .. }) {
+                    self.report = ServerReport { life: Life::Dead { why }, ..ServerReport::unknown("") };
+                }
+            }
+            Knock::Elsewhere(why) => self.report = ServerReport::unknown(&why),
+            // Something listens, or nobody knows: the sampler goes on looking.
+            Knock::Open | Knock::Unclear => {}
+        }
+    }
+
+    fn silent(&mut self, now: Instant) {
+        let silence = now.duration_since(self.last_answer);
+        if silence >= self.hang_timeout && !matches!(self.report.life, Life::Dead { .. }) {
+            let for_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
+            self.report = ServerReport { life: Life::Hung { for_ms }, ..ServerReport::unknown("") };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HANG: Duration = Duration::from_secs(3);
+
+    fn alive(now: Instant) -> Judge {
+        let mut judge = Judge::new("db1".to_owned(), HANG, now);
+        let sample = Sample { writing: Writing::Allowed, executed: None, replication: None, denied: None };
+        judge.sampled(now, sample);
+        judge
+    }
+
+    #[test]
+    fn a_broken_connection_alone_is_not_death() {
+        let mut judge = alive(Instant::now());
+        judge.broke(None);
+        judge.knocked(Knock::Open);
+        assert_eq!(judge.report.life, Life::Alive);
+        judge.knocked(Knock::Unclear);
+        assert_eq!(judge.report.life, Life::Alive);
+        judge.knocked(Knock::NotThere("refused".to_owned()));
+        assert!(matches!(judge.report.life, Life::Dead { .. }));
+        assert_eq!(judge.report.writing, Writing::Unknown);
+    }
+
+    #[test]
+    fn silence_is_a_hang_only_after_the_timeout_and_an_answer_ends_it() {
+        let start = Instant::now();
+        let mut judge = alive(start);
+        judge.silent(start + HANG - Duration::from_millis(1));
+        assert_eq!(judge.report.life, Life::Alive);
+        judge.silent(start + HANG);
+        assert_eq!(judge.report.life, Life::Hung { for_ms: 3000 });
+        assert_eq!(judge.report.writing, Writing::Unknown);
+        judge.answered(start + HANG + HANG);
+        assert_eq!(judge.report.life, Life::Alive);
+    }
+
+    #[test]
+    fn a_refusal_is_an_answer_and_never_life_or_death() {
+        let start = Instant::now();
+        let mut judge = alive(start);
+        judge.denied(start + HANG, "error 1040: Too many connections".to_owned());
+        judge.silent(start + HANG + HANG / 2);
+        let Life::Unknown { why } = &judge.report.life else { panic!("{:?}", judge.report) };
+        assert!(why.contains("Too many connections"), "{why}");
+    }
+
+    #[test]
+    fn a_clean_shutdown_is_named_only_when_the_server_said_so() {
+        let mut judge = alive(Instant::now());
+        judge.broke(Some("error 1053: Server shutdown in progress".to_owned()));
+        judge.knocked(Knock::NotThere("refused".to_owned()));
+        let Life::Dead { why } = &judge.report.life else { panic!("{:?}", judge.report) };
+        assert!(why.contains("clean shutdown"), "{why}");
+    }
+}

@@ -1,0 +1,219 @@
+//! Who does which step when.
+//!
+//! Steps go one after the other. Two kinds do not wait in that line: tasks (they wait for replication) run beside it,
+//! a new one ending the one before; and ReadOnly starts at once, ending whatever might make the server writable again.
+
+use super::context::Context;
+use super::{follow, quiesce, read_only, tasks};
+use mmm_agent_core::io::{Input, Step};
+use mmm_common::epoch::Epoch;
+use mmm_common::gtid::Gtids;
+use mmm_common::order::{Task, Work};
+use mmm_common::report::TaskOutcome;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+
+/// How often logins that fencing needs are opened again where they were lost.
+const KEEP_OPEN: Duration = Duration::from_secs(5);
+
+pub(super) fn start(context: Context, steps: UnboundedReceiver<Step>, inputs: UnboundedSender<Input>) {
+    let context = Arc::new(context);
+    tokio::spawn(keep_open(Arc::clone(&context), inputs.clone()));
+    let (ended, endings) = unbounded_channel();
+    let worker =
+        Worker { context, inputs, ended, waiting: VecDeque::new(), lane: None, fence: None, task: None, runs: 0 };
+    tokio::spawn(worker.run(steps, endings));
+}
+
+async fn keep_open(context: Arc<Context>, inputs: UnboundedSender<Input>) {
+    while !inputs.is_closed() {
+        context.keep_open().await;
+        sleep(KEEP_OPEN).await;
+    }
+}
+
+/// Something under way. `run` tells its ending from that of one that was ended before.
+struct Running<T> {
+    what: T,
+    run: u64,
+    handle: AbortHandle,
+}
+
+struct TaskRun {
+    id: Epoch,
+    quiesce: bool,
+}
+
+struct Worker {
+    context: Arc<Context>,
+    inputs: UnboundedSender<Input>,
+    ended: UnboundedSender<u64>,
+    waiting: VecDeque<Step>,
+    lane: Option<Running<Step>>,
+    fence: Option<Running<()>>,
+    task: Option<Running<TaskRun>>,
+    runs: u64,
+}
+
+impl Worker {
+    async fn run(mut self, mut steps: UnboundedReceiver<Step>, mut endings: UnboundedReceiver<u64>) {
+        loop {
+            tokio::select! {
+                step = steps.recv() => match step {
+                    Some(step) => self.take(step),
+                    None => return self.stop(),
+                },
+                run = endings.recv() => match run {
+                    Some(run) => self.finished(run),
+                    None => return self.stop(),
+                },
+            }
+            self.next();
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::ReadOnly => {
+                self.overtake_writable("ReadOnly");
+                self.end_quiesce("ReadOnly");
+                // Before everything, but after a ReadOnly that came earlier.
+                let earlier = self.waiting.iter().take_while(|s| **s == Step::ReadOnly).count();
+                self.waiting.insert(earlier, Step::ReadOnly);
+            }
+            Step::Task(task) => self.start_task(task),
+            Step::Writable { .. } | Step::Follow { .. } | Step::Detach => self.waiting.push_back(step),
+            Step::Address { .. } | Step::Announce { .. } | Step::Remove { .. } => {
+                let why = "address steps are not for the database's worker".to_owned();
+                self.tell(Input::Done { step, result: Err(why) });
+            }
+        }
+    }
+
+    /// Starts what may start now.
+    fn next(&mut self) {
+        while let Some(step) = self.waiting.front() {
+            let free = self.fence.is_none() && (*step == Step::ReadOnly || self.lane.is_none());
+            if !free {
+                return;
+            }
+            if let Some(step) = self.waiting.pop_front() {
+                self.start_step(step);
+            }
+        }
+    }
+
+    fn start_step(&mut self, step: Step) {
+        if matches!(step, Step::Writable { .. }) {
+            self.end_quiesce("Writable");
+        }
+        let (context, inputs, this) = (Arc::clone(&self.context), self.inputs.clone(), step.clone());
+        let (run, handle) = self.spawn(async move {
+            let result = match &this {
+                Step::ReadOnly => read_only::on(&context, read_only::LIMIT).await,
+                Step::Writable { until } => read_only::off(&context, Some(*until)).await,
+                Step::Follow { host } => follow::follow(&context, host).await,
+                Step::Detach => follow::detach(&context).await,
+                Step::Task(_) | Step::Address { .. } | Step::Announce { .. } | Step::Remove { .. } => Ok(()),
+            };
+            context.watch.look_now().await;
+            let _ended = inputs.send(Input::Done { step: this, result });
+        });
+        if step == Step::ReadOnly {
+            self.fence = Some(Running { what: (), run, handle });
+        } else {
+            self.lane = Some(Running { what: step, run, handle });
+        }
+    }
+
+    fn start_task(&mut self, task: Task) {
+        self.end_task(&format!("task {} came instead", task.id));
+        let what = TaskRun { id: task.id, quiesce: matches!(task.work, Work::Quiesce { .. }) };
+        let (context, inputs, id) = (Arc::clone(&self.context), self.inputs.clone(), task.id);
+        let (run, handle) = self.spawn(async move {
+            let result = work(&context, task.work).await;
+            context.watch.look_now().await;
+            let outcome = match result {
+                Ok(position) => TaskOutcome::Done { position },
+                Err(why) => TaskOutcome::Failed { why },
+            };
+            let _ended = inputs.send(Input::TaskDone { id, outcome });
+        });
+        self.task = Some(Running { what, run, handle });
+    }
+
+    fn spawn(&mut self, work: impl Future<Output = ()> + Send + 'static) -> (u64, AbortHandle) {
+        self.runs += 1;
+        let (run, ended) = (self.runs, self.ended.clone());
+        let handle = tokio::spawn(async move {
+            work.await;
+            let _stopped = ended.send(run);
+        });
+        (run, handle.abort_handle())
+    }
+
+    fn finished(&mut self, run: u64) {
+        self.lane.take_if(|r| r.run == run);
+        self.fence.take_if(|r| r.run == run);
+        self.task.take_if(|r| r.run == run);
+    }
+
+    /// A Writable that waits or is under way must not take effect after what came later.
+    fn overtake_writable(&mut self, by: &str) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let (mut overtaken, rest): (Vec<Step>, Vec<Step>) =
+            waiting.into_iter().partition(|s| matches!(s, Step::Writable { .. }));
+        self.waiting = rest.into();
+        if let Some(running) = self.lane.take_if(|r| matches!(r.what, Step::Writable { .. })) {
+            running.handle.abort();
+            overtaken.push(running.what);
+        }
+        for step in overtaken {
+            self.tell(Input::Done { step, result: Err(format!("not done: {by} came after it")) });
+        }
+    }
+
+    fn end_quiesce(&mut self, by: &str) {
+        if self.task.as_ref().is_some_and(|t| t.what.quiesce) {
+            self.end_task(&format!("{by} came while it was under way"));
+        }
+    }
+
+    fn end_task(&mut self, why: &str) {
+        if let Some(task) = self.task.take() {
+            task.handle.abort();
+            self.tell(Input::TaskDone { id: task.what.id, outcome: TaskOutcome::Failed { why: why.to_owned() } });
+        }
+    }
+
+    fn stop(&mut self) {
+        for handle in [
+            self.lane.take().map(|r| r.handle),
+            self.fence.take().map(|r| r.handle),
+            self.task.take().map(|r| r.handle),
+        ] {
+            handle.inspect(AbortHandle::abort);
+        }
+    }
+
+    fn tell(&self, input: Input) {
+        let _ended = self.inputs.send(input);
+    }
+}
+
+async fn work(context: &Context, work: Work) -> Result<Option<Gtids>, String> {
+    match work {
+        Work::Quiesce { grace_ms, timeout_ms } => {
+            quiesce::run(context, Duration::from_millis(grace_ms), Duration::from_millis(timeout_ms)).await
+        }
+        Work::CatchUp { position, timeout_ms } => {
+            tasks::catch_up(context, &position, Duration::from_millis(timeout_ms)).await
+        }
+        Work::Drain { timeout_ms } => tasks::drain(context, Duration::from_millis(timeout_ms)).await,
+    }
+}
