@@ -12,6 +12,7 @@ pub mod demo;
 pub mod network;
 pub mod process;
 pub mod server;
+pub mod watch;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use client::{Client, ClientConfig};
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
+use watch::Watch;
 
 const STATE: &str = "state.json";
 const FOLDERS: &str = "/tmp/mmm-lab-";
@@ -85,7 +87,7 @@ pub struct Lab {
 
 impl Lab {
     /// Brings up namespaces, servers with running replication, and the daemons. Nothing of it is left if that fails,
-    /// except the logs, whose place the error names.
+    /// except the logs; their ends and their place are printed.
     pub fn up(config: LabConfig) -> Result<Lab> {
         if !nix::unistd::geteuid().is_root() {
             bail!("the lab makes network namespaces and needs root");
@@ -108,8 +110,7 @@ impl Lab {
         let settings = Settings { semisync: config.semisync, durable: config.durable };
         if let Err(e) = lab.raise(settings, &config.extra) {
             lab.keep_logs = true;
-            let logs = lab.logs(10);
-            return Err(e.context(format!("bring up the lab; logs stay in {}\n{logs}", lab.dir.display())));
+            return Err(e.context("bring up the lab"));
         }
         Ok(lab)
     }
@@ -169,16 +170,20 @@ impl Lab {
         Ok(())
     }
 
-    /// Runs a test in a fresh lab. When it fails (an error or a panic) the logs stay, and the error names their place.
-    pub fn run(config: LabConfig, test: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
+    /// Runs a test in a fresh lab. When it fails (an error or a panic) the logs stay; their ends and their place are
+    /// printed.
+    pub fn run(config: LabConfig, test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+        Lab::run_and_keep(config, test)?.down()
+    }
+
+    /// Like [`Lab::run`], and gives the lab back, still up, when the test has succeeded.
+    pub fn run_and_keep(config: LabConfig, test: impl FnOnce(&Lab) -> Result<()>) -> Result<Lab> {
         let mut lab = Lab::up(config)?;
-        let result = test(&mut lab);
-        if let Err(e) = result {
+        if let Err(e) = test(&lab) {
             lab.keep_logs = true;
-            let logs = lab.logs(15);
-            return Err(e.context(format!("logs stay in {}\n{logs}", lab.dir.display())));
+            return Err(e);
         }
-        lab.down()
+        Ok(lab)
     }
 
     /// Ends every process in the lab's namespaces, removes the namespaces and the folder.
@@ -245,6 +250,33 @@ impl Lab {
     /// Waits until there is one writable writer, every address is placed, and every other host replicates.
     pub fn wait_serving(&self, limit: Duration) -> Result<&'static str> {
         self.wait_for("a cluster that serves", limit, || self.serving())
+    }
+
+    /// The host's state as `show` has it, e.g. `ONLINE`.
+    pub fn state_of(&self, host: &str) -> Result<String> {
+        let shown = self.must_control(&["show"])?.text;
+        let line = shown.lines().find(|l| l.trim_start().starts_with(&format!("{host}(")));
+        let state = line.and_then(|l| l.split_once(". Roles:")).and_then(|(before, _)| before.rsplit_once('/'));
+        state.map(|(_, state)| state.to_owned()).with_context(|| format!("`show` has no state of {host}:\n{shown}"))
+    }
+
+    pub fn wait_state(&self, host: &str, wanted: &str, limit: Duration) -> Result<()> {
+        self.wait_for(&format!("{host} to be {wanted}"), limit, || {
+            let state = self.state_of(host)?;
+            if state == wanted { Ok(()) } else { bail!("{host} is {state}") }
+        })
+    }
+
+    /// Waits until a host that was away is ONLINE again, with a `set_online` when it waits for one.
+    pub fn wait_back_online(&self, host: &str, limit: Duration) -> Result<()> {
+        self.wait_for(&format!("{host} to be ONLINE again"), limit, || match self.state_of(host)?.as_str() {
+            "ONLINE" => Ok(()),
+            "AWAITING_RECOVERY" => {
+                let answer = self.control(&["set_online", host])?;
+                bail!("{host} is AWAITING_RECOVERY; set_online: {}", answer.text.trim())
+            }
+            other => bail!("{host} is {other}"),
+        })
     }
 
     fn serving(&self) -> Result<&'static str> {
@@ -330,6 +362,11 @@ impl Lab {
         self.dir.join(host).join("mysqld.sock")
     }
 
+    /// Looks at every host's addresses all the time, until [`Watch::finish`].
+    pub fn watch(&self) -> Result<Watch> {
+        Watch::start(&self.network)
+    }
+
     // ---- clients -------------------------------------------------------------------------------------------------
 
     /// Starts a client on `app` that writes to the writer address.
@@ -346,8 +383,9 @@ impl Lab {
             bail!("the server on {host} runs already (pid {})", running.pid);
         }
         let running = self.state.server.start(&self.network.netns(host), &dir)?;
-        server::wait_ready(running, &self.socket(host), Duration::from_secs(60))
-            .with_context(|| format!("start the server on {host}; its log ends:\n{}", server::tail(&dir.join("mysqld.log"), 15)))
+        server::wait_ready(running, &self.socket(host), Duration::from_secs(60)).with_context(|| {
+            format!("start the server on {host}; its log ends:\n{}", server::tail(&dir.join("mysqld.log"), 15))
+        })
     }
 
     /// `kill -9`.
@@ -452,9 +490,9 @@ impl Lab {
 
     // ---- waiting -------------------------------------------------------------------------------------------------
 
-    /// [`wait_for`], with the ends of all logs in the error.
+    /// [`wait_for`], with the answer to `show` in the error.
     pub fn wait_for<T>(&self, what: &str, limit: Duration, look: impl FnMut() -> Result<T>) -> Result<T> {
-        wait_for(what, limit, look).map_err(|e| anyhow!("{e:#}\n{}{}", self.shown(), self.logs(12)))
+        wait_for(what, limit, look).map_err(|e| anyhow!("{e:#}\n{}", self.shown()))
     }
 
     /// The answer to `show`, for error messages.
@@ -541,6 +579,9 @@ impl Drop for Lab {
     fn drop(&mut self) {
         if self.owned {
             let keep = self.keep_logs || thread::panicking();
+            if keep {
+                eprintln!("{}", self.logs(15));
+            }
             if let Err(e) = tear_down(&self.dir, &self.network, keep) {
                 eprintln!("lab {}: {e:#}", self.state.id);
             }
@@ -570,7 +611,9 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result
 pub fn stays(what: &str, how_long: Duration, mut look: impl FnMut() -> Result<()>) -> Result<()> {
     let began = Instant::now();
     while began.elapsed() < how_long {
-        look().with_context(|| format!("{what} should stay so for {how_long:?}, and ended after {:?}", began.elapsed()))?;
+        look().with_context(|| {
+            format!("{what} should stay so for {how_long:?}, and ended after {:?}", began.elapsed())
+        })?;
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
@@ -691,7 +734,11 @@ fn bin_dir() -> Result<PathBuf> {
     let me = std::env::current_exe()?;
     let found = me.ancestors().skip(1).take(2).find(|d| complete(d));
     found.map(Path::to_owned).with_context(|| {
-        format!("{} are not beside {}: run `cargo build --workspace` first, or set MMM_BIN_DIR", PROGRAMS.join(", "), me.display())
+        format!(
+            "{} are not beside {}: run `cargo build --workspace` first, or set MMM_BIN_DIR",
+            PROGRAMS.join(", "),
+            me.display()
+        )
     })
 }
 

@@ -185,8 +185,7 @@ fn act(cli: Cli) -> Result<ExitCode> {
 
 fn bring_up(id: Option<String>, up: Up) -> Result<ExitCode> {
     let began = Instant::now();
-    let mut lab =
-        Lab::up(LabConfig { id, server: up.server.server, daemons: !up.no_daemons, ..LabConfig::default() })?;
+    let mut lab = Lab::up(LabConfig { id, server: up.server.server, daemons: !up.no_daemons, ..LabConfig::default() })?;
     if !up.no_daemons && !up.no_online {
         lab.bring_online()?;
     }

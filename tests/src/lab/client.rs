@@ -294,7 +294,9 @@ fn write_until(stop: &AtomicBool, journal: &Mutex<Journal>, config: ClientConfig
             let ended = Instant::now();
             let outcome = match answer {
                 Ok(Ok(())) => Outcome::Acknowledged,
-                Ok(Err(Error::Server(e))) if is_refusal(e.code) => Outcome::Refused(format!("{} {}", e.code, e.message)),
+                Ok(Err(Error::Server(e))) if is_refusal(e.code) => {
+                    Outcome::Refused(format!("{} {}", e.code, e.message))
+                }
                 Ok(Err(e)) => Outcome::Unknown(e.to_string()),
                 Err(_) => Outcome::Unknown("time limit".to_owned()),
             };

@@ -217,7 +217,11 @@ fn feed(netns: &Path, mut command: Command, text: &str) -> Result<()> {
     }
     let output = child.wait_with_output()?;
     if !output.status.success() {
-        bail!("{shown} ended with {}: {}\nIt was given:\n{text}", output.status, String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{shown} ended with {}: {}\nIt was given:\n{text}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(())
 }

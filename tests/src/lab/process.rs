@@ -109,8 +109,7 @@ pub fn inside(netns: &Path) -> Vec<Running> {
     let Ok(proc) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = proc.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| {
-        fs::metadata(format!("/proc/{pid}/ns/net"))
-            .is_ok_and(|ns| ns.ino() == wanted.ino() && ns.dev() == wanted.dev())
+        fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|ns| ns.ino() == wanted.ino() && ns.dev() == wanted.dev())
     })
     .filter_map(Running::of)
     .collect()
@@ -146,9 +145,8 @@ pub fn start(what: Start<'_>) -> Result<Running> {
         .stderr(log.try_clone()?)
         // Ctrl-C at the terminal is for the lab's program, which then ends the daemons in order.
         .process_group(0);
-    let mut child = within(what.netns, || command.spawn())?.with_context(|| {
-        format!("start {}; its arguments: {}", what.program.display(), what.args.join(" "))
-    })?;
+    let mut child = within(what.netns, || command.spawn())?
+        .with_context(|| format!("start {}; its arguments: {}", what.program.display(), what.args.join(" ")))?;
     drop(may);
     let pid = i32::try_from(child.id())?;
     let running = Running::of(pid).with_context(|| format!("process {pid} is not in /proc"))?;

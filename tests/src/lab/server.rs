@@ -60,7 +60,11 @@ impl Server {
         }
         if wanted == "mariadb" {
             let installed = Path::new("/usr/sbin/mariadbd");
-            return if installed.exists() { Server::of(installed, Path::new("/usr")) } else { Server::get("mariadb-10.11") };
+            return if installed.exists() {
+                Server::of(installed, Path::new("/usr"))
+            } else {
+                Server::get("mariadb-10.11")
+            };
         }
         Server::get(wanted)
     }
@@ -103,7 +107,8 @@ impl Server {
             mysqld: mysqld.to_owned(),
             usr: usr.to_owned(),
             share: some(&["share/mariadb", "share/mysql"])?,
-            plugins: some(&["lib/mysql/plugin", "lib/x86_64-linux-gnu/mariadb19/plugin"])?,
+            // Debian's mariadb-server-core comes without plugins, and the lab needs none of MariaDB's.
+            plugins: usr.join("lib/mysql/plugin"),
         })
     }
 
@@ -219,8 +224,7 @@ impl Server {
     }
 
     fn sizes(&self) -> Vec<(&'static str, String)> {
-        let mut sizes =
-            vec![("innodb-buffer-pool-size", "32M".to_owned()), ("max-allowed-packet", "16M".to_owned())];
+        let mut sizes = vec![("innodb-buffer-pool-size", "32M".to_owned()), ("max-allowed-packet", "16M".to_owned())];
         match self.dialect {
             Dialect::MariaDb => sizes.push(("innodb-log-file-size", "16M".to_owned())),
             Dialect::MySql => sizes.push(("innodb-redo-log-capacity", "32M".to_owned())),
@@ -460,7 +464,12 @@ fn as_text(value: Value) -> Option<String> {
     match value {
         Value::NULL => None,
         Value::Bytes(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
-        other => Some(other.as_sql(true)),
+        number @ (Value::Int(_)
+        | Value::UInt(_)
+        | Value::Float(_)
+        | Value::Double(_)
+        | Value::Date(..)
+        | Value::Time(..)) => Some(number.as_sql(true)),
     }
 }
 
