@@ -1,28 +1,756 @@
-//! The deciding part of `mmm_mond`. See ../../../ARCHITECTURE.md.
+//! The deciding part of `mmm_mond`: events in, an ordered list of things to do out. No I/O, no clock, no randomness.
+//!
+//! ```text
+//! checks, reports -> 1 facts -> 2 host states -> 3 wanted roles -> 4 who may hold them now -> 5 orders
+//! ```
+//!
+//! Start at [`Core::handle`]: the five stages, once each, in order.
 
+mod commands;
+mod facts;
+mod handover;
 pub mod io;
+mod orders;
+mod roles;
+mod slot;
+mod snapshot;
+mod states;
 
-use io::{Input, Output};
-use mmm_common::config::Monitor as Config;
-use mmm_common::ids::Millis;
+pub use snapshot::Snapshot;
 
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Snapshot {}
+use facts::{AgentLink, HostFacts};
+use handover::{Event, Granters, Handover, HostView, Scene, next};
+use io::{Audit, Input, Level, Output, RequestId};
+use mmm_common::config::{Cluster, Monitor as Config};
+use mmm_common::control::Answer;
+use mmm_common::epoch::Epoch;
+use mmm_common::ids::{HostName, Millis, RoleName};
+use mmm_common::order::Order;
+use mmm_common::report::Report;
+use mmm_common::state::{CheckKind, HostMode, HostState, MonitorMode, RoleMode};
+use roles::{Eligible, Standing, Wish};
+use slot::Slot;
+use states::{Compared, HostStatus, RULES, View};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// A host's data are called extra only if the active master still lacks them after this long: both sides' positions
+/// are samples, and the younger one may have travelled faster.
+const COMPARE_FOR: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
-pub struct Core {}
+pub struct Core {
+    config: Config,
+    started: Millis,
+    /// The last epoch used.
+    epoch: Epoch,
+    mode: MonitorMode,
+    cause: Option<String>,
+    /// The monitor's own network check. False until it has said otherwise: nothing is decided blindly.
+    network: bool,
+    hosts: BTreeMap<HostName, Host>,
+    slots: BTreeMap<IpAddr, Slot>,
+    handover: Handover,
+    active: Option<HostName>,
+    intent: BTreeMap<IpAddr, HostName>,
+    /// Balanced addresses that an operator wants off their host.
+    taken_off: BTreeSet<IpAddr>,
+    /// Addresses that two hosts say they have.
+    contested: BTreeMap<IpAddr, BTreeSet<HostName>>,
+    /// The move of the writer that an operator waits for: role, from, to.
+    moving: Option<(RoleName, String, HostName)>,
+    /// What stands in the way, by subject; logged when it changes, shown as long as it stands.
+    remarks: BTreeMap<String, String>,
+    sent: BTreeMap<HostName, Order>,
+    persisted: Option<Snapshot>,
+    replies: Vec<(RequestId, Answer)>,
+    now: Millis,
+}
+
+#[derive(Debug)]
+struct Host {
+    facts: HostFacts,
+    status: HostStatus,
+    compared: Compared,
+    /// Being compared: what the host had executed, and when that was told.
+    sample: Option<(mmm_common::gtid::Gtids, Millis)>,
+}
 
 impl Core {
     /// `saved`: the last snapshot and how long ago it was saved, by wall clock. `unix_s`: wall time at start, used
     /// only to number the first epoch when there is no snapshot (R11).
-    pub fn new(_config: Config, _saved: Option<(Snapshot, std::time::Duration)>, _unix_s: u64, _now: Millis) -> Self {
-        Core {}
+    pub fn new(config: Config, saved: Option<(Snapshot, Duration)>, unix_s: u64, now: Millis) -> Self {
+        let saved = saved.map(|(snapshot, ago)| snapshot.on_clock(now, ago));
+        let mut core = Core {
+            started: now,
+            epoch: saved.as_ref().map_or(Epoch(unix_s), |s| s.epoch),
+            mode: saved.as_ref().map_or(config.mode, |s| s.mode),
+            cause: saved.as_ref().and_then(|s| s.cause.clone()),
+            network: false,
+            hosts: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            handover: Handover::new(now),
+            active: saved.as_ref().and_then(|s| s.active.clone()),
+            intent: saved.as_ref().map(|s| s.intent.clone()).unwrap_or_default(),
+            taken_off: BTreeSet::new(),
+            contested: BTreeMap::new(),
+            moving: None,
+            remarks: BTreeMap::new(),
+            sent: BTreeMap::new(),
+            persisted: None,
+            replies: Vec::new(),
+            now,
+            config,
+        };
+        if core.mode == MonitorMode::Passive && core.cause.is_none() {
+            core.cause = Some("mode = passive in the configuration".to_owned());
+        }
+        let (hosts, slots) = saved.map(|s| (s.hosts, s.slots)).unwrap_or_default();
+        core.fit_to_config(hosts, slots);
+        core
     }
 
-    pub fn handle(&mut self, _now: Millis, _input: Input, _out: &mut Vec<Output>) {}
+    pub fn handle(&mut self, now: Millis, input: Input, out: &mut Vec<Output>) {
+        self.now = now;
+        let answer = self.take_in(now, input, out);
+        // 1
+        let config = &self.config;
+        self.hosts.values_mut().for_each(|h| h.facts.judge(now, config));
+        self.compare(now, out);
+        self.find_contested(now, out);
+        if !self.is_held_back() {
+            self.leave_wait_mode(now, out);
+            // 2
+            self.change_states(now, out);
+            // 3 and 4
+            self.place_roles(now, out);
+        } else if !self.handover.is_settled() {
+            self.suspend_handover(now, out);
+        }
+        self.persist(now, out);
+        // 5
+        self.send_orders(now, answer.as_ref(), out);
+        out.extend(self.replies.drain(..).map(|(id, answer)| Output::Reply { id, answer }));
+    }
 
     /// When to send a `Tick`, and what for.
     pub fn next_deadline(&self) -> Option<(Millis, &'static str)> {
+        let ttl = self.config.cluster.lease_ttl;
+        let mut all: Vec<(Millis, &'static str)> = Vec::new();
+        for host in self.hosts.values() {
+            all.extend(host.facts.deadlines(&self.config));
+            all.push((host.facts.heard + ttl, "an agent has been silent for lease_ttl"));
+            all.push((host.facts.heard + self.agent_limit(), "an agent is late"));
+            if host.status.state == HostState::AwaitingRecovery {
+                all.push((host.status.since + self.config.auto_set_online, "auto_set_online"));
+                all.extend(host.status.flapping_since.map(|at| (at + self.config.flap_duration, "flap_duration ends")));
+            }
+            if matches!(host.status.state, HostState::Online) {
+                all.push((host.status.since + states::SHORT + Duration::from_millis(1), "a peer counts as settled"));
+            }
+        }
+        all.push((self.started + self.startup_grace(), "the start is over"));
+        if self.mode == MonitorMode::Wait {
+            all.push((self.started + self.config.wait_for_other_master, "wait_for_other_master"));
+        }
+        all.extend(self.slots.values().flat_map(Slot::deadlines).map(|at| (at, "a lease is over")));
+        all.extend(self.handover.deadline(&self.config.cluster));
+        // What was due up to the last input was looked at then.
+        all.into_iter().filter(|(at, _)| *at > self.now).min()
+    }
+
+    /// The host to answer, if the input was its report.
+    fn take_in(&mut self, now: Millis, input: Input, out: &mut Vec<Output>) -> Option<HostName> {
+        match input {
+            Input::Tick => {}
+            Input::Check { host, check, result } => {
+                if let Some(h) = self.hosts.get_mut(&host) {
+                    h.facts.checked(now, check, result);
+                }
+            }
+            Input::Network { reachable } => {
+                if self.network != reachable {
+                    self.network = reachable;
+                    if reachable {
+                        info(out, None, "Network check: OK".to_owned());
+                    } else {
+                        error(
+                            out,
+                            None,
+                            "Network check: none of ping_ips answers. Failed checks are ignored and nothing is changed"
+                                .to_owned(),
+                        );
+                    }
+                }
+            }
+            Input::AgentUp { host, boot, version } => {
+                if let Some(h) = self.hosts.get_mut(&host) {
+                    h.facts.link = Some(AgentLink { boot, anchor: None });
+                    info(out, Some(&host), format!("Agent is connected (version {version})"));
+                }
+                self.sent.remove(&host);
+            }
+            Input::AgentDown { host, why } => {
+                if let Some(h) = self.hosts.get_mut(&host) {
+                    let had = h.facts.link.take().is_some();
+                    if had || h.facts.link_down != why {
+                        warn(out, Some(&host), format!("Agent is not reachable: {why}"));
+                    }
+                    h.facts.link_down = why;
+                }
+                self.sent.remove(&host);
+            }
+            Input::Report { host, report } => return self.report(now, host, report, out),
+            Input::Command { id, command, who } => self.command(now, id, command, &who, out),
+            Input::Killed { host, asked, result } => match result {
+                Ok(()) => {
+                    warn(
+                        out,
+                        Some(&host),
+                        "kill_host_bin confirms that the host is off: its orders are over".to_owned(),
+                    );
+                    for slot in self.slots.values_mut() {
+                        slot.killed(&host, asked);
+                    }
+                }
+                Err(why) => error(out, Some(&host), format!("kill_host_bin failed, which proves nothing: {why}")),
+            },
+            Input::Reload(config) => {
+                self.config = *config;
+                let hosts = std::mem::take(&mut self.hosts);
+                let slots = std::mem::take(&mut self.slots);
+                let mut facts: BTreeMap<HostName, HostFacts> = BTreeMap::new();
+                let mut statuses = BTreeMap::new();
+                for (name, host) in hosts {
+                    facts.insert(name.clone(), host.facts);
+                    statuses.insert(name, host.status);
+                }
+                self.fit_to_config(statuses, slots.into_iter().map(|(ip, s)| (ip, s.state)).collect());
+                for (name, f) in facts {
+                    if let Some(h) = self.hosts.get_mut(&name) {
+                        h.facts = f;
+                    }
+                }
+                self.sent.clear();
+                info(out, None, "The new configuration is in use".to_owned());
+            }
+        }
         None
     }
+
+    fn report(&mut self, now: Millis, name: HostName, report: Box<Report>, out: &mut Vec<Output>) -> Option<HostName> {
+        let host = self.hosts.get_mut(&name)?;
+        if host.facts.link.as_ref().is_none_or(|l| l.boot != report.anchor.boot) {
+            // Of a connection that has ended: what it says may have been overtaken.
+            return None;
+        }
+        for (ip, address) in &report.addresses {
+            if let Some(slot) = self.slots.get_mut(ip) {
+                slot.heard(&name, address.seen, address.has, now);
+                if address.seen > self.epoch {
+                    // R11: after the loss of the disk, numbering goes on above everything ever sent.
+                    warn(out, Some(&name), format!("It has seen epoch {}, above ours ({})", address.seen, self.epoch));
+                    self.epoch = address.seen;
+                    let above = next(&mut self.epoch);
+                    if slot.state.holder.is_none() {
+                        slot.release(above);
+                    }
+                }
+            }
+        }
+        if report.leaving && host.facts.report.as_ref().is_none_or(|r| !r.leaving) {
+            info(out, Some(&name), "Agent is shutting down and gives its roles back".to_owned());
+        }
+        host.facts.reported(now, report);
+        Some(name)
+    }
+
+    /// Hosts and addresses as configured, keeping what is known of them. R12: what some agent may still be acting on
+    /// stays known, also when the address has left the configuration.
+    fn fit_to_config(
+        &mut self,
+        mut statuses: BTreeMap<HostName, HostStatus>,
+        mut saved: BTreeMap<IpAddr, slot::SlotState>,
+    ) {
+        let now = self.now;
+        let quarantine = self.config.cluster.lease_ttl + Cluster::MARGIN;
+        self.hosts = self
+            .config
+            .cluster
+            .hosts
+            .keys()
+            .map(|name| {
+                let status = statuses.remove(name).unwrap_or_else(|| HostStatus::new(now));
+                (name.clone(), Host { facts: HostFacts::new(now), status, compared: Compared::Open, sample: None })
+            })
+            .collect();
+        let mut first_epoch = None;
+        self.slots = self
+            .config
+            .cluster
+            .addresses()
+            .into_iter()
+            .map(|(ip, role_name)| {
+                let hosts = self.config.cluster.roles.get(&role_name).map(|r| r.hosts.clone()).unwrap_or_default();
+                let slot = match saved.remove(&ip) {
+                    Some(state) => Slot::restored(slot::SlotState { role: role_name, ..state }, now, quarantine),
+                    None => {
+                        let epoch = *first_epoch.get_or_insert_with(|| next(&mut self.epoch));
+                        Slot::first(role_name, epoch, &hosts, now, quarantine)
+                    }
+                };
+                (ip, slot)
+            })
+            .collect();
+        self.intent.retain(|ip, _| self.slots.contains_key(ip));
+    }
+
+    /// "Nothing changes": only leases are renewed.
+    fn is_held_back(&self) -> bool {
+        !self.network || self.mode == MonitorMode::Passive
+    }
+
+    /// How old a report may be for its agent to be given something new.
+    fn agent_limit(&self) -> Duration {
+        self.config.cluster.heartbeat_interval * 3
+    }
+
+    /// Agents need a moment to be connected after a start of the monitor.
+    fn startup_grace(&self) -> Duration {
+        self.config.cluster.lease_ttl + Cluster::MARGIN
+    }
+
+    fn agent_answers(&self, now: Millis, name: &HostName) -> bool {
+        self.hosts.get(name).is_some_and(|h| {
+            h.facts.agent_answers(now, self.agent_limit()) && h.facts.report.as_ref().is_some_and(|r| !r.leaving)
+        })
+    }
+
+    /// The agent was heard recently enough for its leases to run on, or may not have had the time to say anything.
+    fn agent_may_hold(&self, now: Millis, name: &HostName) -> bool {
+        let Some(host) = self.hosts.get(name) else { return false };
+        let leaving = host.facts.link.is_some() && host.facts.report.as_ref().is_some_and(|r| r.leaving);
+        let silent = now.since(host.facts.heard) >= self.config.cluster.lease_ttl;
+        !leaving && (!silent || now.since(self.started) < self.startup_grace())
+    }
+
+    fn leave_wait_mode(&mut self, now: Millis, out: &mut Vec<Output>) {
+        if self.mode != MonitorMode::Wait {
+            return;
+        }
+        let masters = || {
+            let cluster = &self.config.cluster;
+            self.hosts.iter().filter(|(name, _)| cluster.hosts.get(name).is_some_and(|h| h.mode == HostMode::Master))
+        };
+        if masters().all(|(_, h)| h.status.state == HostState::Online) {
+            self.switch_mode(MonitorMode::Active, None, out);
+            info(out, None, "All masters are ONLINE: switched from WAIT into ACTIVE mode".to_owned());
+        } else if now.since(self.started) >= self.config.wait_for_other_master {
+            self.switch_mode(MonitorMode::Active, None, out);
+            info(out, None, "wait_for_other_master has passed: switched from WAIT into ACTIVE mode".to_owned());
+        }
+    }
+
+    fn switch_mode(&mut self, mode: MonitorMode, cause: Option<String>, out: &mut Vec<Output>) {
+        let because = cause.as_ref().map(|c| format!(": {c}")).unwrap_or_default();
+        info(out, None, format!("Mode changed from {} to {mode}{because}", self.mode));
+        self.mode = mode;
+        self.cause = cause;
+    }
+
+    /// Stage 2.
+    fn change_states(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let names: Vec<HostName> = self.hosts.keys().cloned().collect();
+        for name in names {
+            // Two transitions may follow one another (HARD_OFFLINE, AWAITING_RECOVERY, ONLINE); no rule goes in circles.
+            for _ in 0..RULES.len() {
+                let Some(view) = self.view(now, &name) else { break };
+                let Some((to, why)) = RULES.iter().find_map(|rule| rule.fires(&view).map(|why| (rule.to, why))) else {
+                    break;
+                };
+                self.set_state(now, &name, to, &why, out);
+            }
+        }
+    }
+
+    fn view<'a>(&'a self, now: Millis, name: &HostName) -> Option<View<'a>> {
+        let host = self.hosts.get(name)?;
+        let configured = self.config.cluster.hosts.get(name)?;
+        let peer = match configured.mode {
+            HostMode::Master => configured.peer.as_ref(),
+            HostMode::Slave => self.active.as_ref(),
+        };
+        let facts = &host.facts;
+        Some(View {
+            now,
+            status: &host.status,
+            ping: facts.check(CheckKind::Ping),
+            mysql: facts.check(CheckKind::Mysql),
+            rep_threads: facts.check(CheckKind::RepThreads),
+            rep_backlog: facts.check(CheckKind::RepBacklog),
+            summary: facts.summary(),
+            agent_answers: self.agent_answers(now, name) && facts.server_alive(),
+            machine_boot: facts.report.as_ref().map(|r| r.machine_boot.as_str()),
+            is_active_master: self.active.as_ref() == Some(name) || self.writer_holder() == Some(name),
+            peer_online_for: peer.and_then(|p| self.hosts.get(p)).and_then(|p| p.status.online_for(now)),
+            compared: self.compared(name),
+            auto_set_online: self.config.auto_set_online,
+            flap_duration: self.config.flap_duration,
+        })
+    }
+
+    fn set_state(&mut self, now: Millis, name: &HostName, to: HostState, why: &str, out: &mut Vec<Output>) {
+        let flap = (self.config.flap_count, self.config.flap_duration);
+        let Some(host) = self.hosts.get_mut(name) else { return };
+        let from = host.status.state;
+        let boot = host.facts.report.as_ref().map(|r| r.machine_boot.clone());
+        let flaps = host.status.change(to, now, boot.as_deref(), flap);
+        if to == HostState::HardOffline {
+            // What it has may be more than what it could hand over.
+            host.compared = Compared::Open;
+            host.sample = None;
+        }
+        let text = format!("State of host '{name}' changed from {from} to {to} {why}");
+        match to {
+            HostState::HardOffline | HostState::ReplicationFail | HostState::ReplicationDelay => {
+                warn(out, Some(name), text)
+            }
+            HostState::Online | HostState::AdminOffline | HostState::AwaitingRecovery => info(out, Some(name), text),
+        }
+        if flaps {
+            warn(out, Some(name), format!("Host '{name}' is flapping! It waits for set_online"));
+        }
+    }
+
+    fn compared(&self, name: &HostName) -> Compared {
+        match (&self.active, self.hosts.get(name)) {
+            (Some(active), Some(host)) if active != name => host.compared,
+            (Some(_) | None, _) => Compared::Needless,
+        }
+    }
+
+    /// Compares every host's data with the active master's, until they are known to be a part of them.
+    fn compare(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let Some(active) = self.active.clone() else { return };
+        let Some(at_active) = self.hosts.get(&active).filter(|h| h.facts.link.is_some()) else { return };
+        let heard_active = at_active.facts.heard;
+        let Some(there) = at_active.facts.executed().cloned() else { return };
+        for (name, host) in self.hosts.iter_mut().filter(|(name, h)| **name != active && h.compared != Compared::Subset)
+        {
+            if host.facts.link.is_none() || host.status.state == HostState::HardOffline {
+                continue;
+            }
+            let Some(here) = host.facts.executed().cloned() else { continue };
+            let (sample, at) = host.sample.get_or_insert_with(|| (here.clone(), now));
+            let verdict = match there.missing(sample) {
+                Some(0) => Compared::Subset,
+                Some(n) if heard_active >= *at + COMPARE_FOR => Compared::Extra(n),
+                Some(_) | None => Compared::Open,
+            };
+            if matches!(verdict, Compared::Extra(_)) {
+                // The next sample may look different: somebody may have undone them.
+                host.sample = Some((here, now));
+            }
+            if verdict == host.compared || verdict == Compared::Open {
+                continue;
+            }
+            host.compared = verdict;
+            match verdict {
+                Compared::Subset => {
+                    info(out, Some(name), format!("{name} has nothing that the active master {active} lacks"))
+                }
+                Compared::Extra(n) => error(
+                    out,
+                    Some(name),
+                    format!(
+                        "{name} has {n} transactions that the active master {active} lacks: it stays out until they are saved and it is re-cloned, or they are undone"
+                    ),
+                ),
+                Compared::Open | Compared::Needless => {}
+            }
+        }
+    }
+
+    /// Two hosts say that they have the same address. That cannot come from our orders: somebody else's hand.
+    fn find_contested(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let mut contested: BTreeMap<IpAddr, BTreeSet<HostName>> = BTreeMap::new();
+        for (name, host) in &self.hosts {
+            let Some(report) = host.facts.report.as_ref().filter(|_| host.facts.link.is_some()) else { continue };
+            for (ip, _) in report.addresses.iter().filter(|(_, a)| a.has) {
+                contested.entry(*ip).or_default().insert(name.clone());
+            }
+        }
+        contested.retain(|_, hosts| hosts.len() > 1);
+        if contested == self.contested {
+            return;
+        }
+        let before = std::mem::replace(&mut self.contested, contested.clone());
+        for (ip, hosts) in contested.iter().filter(|(ip, _)| !before.contains_key(*ip)) {
+            let names: Vec<&str> = hosts.iter().map(HostName::as_str).collect();
+            let text = format!("Address {ip} is on several hosts: {}. None of them is renewed", names.join(", "));
+            error(out, None, text.clone());
+            let starting = now.since(self.started) < self.startup_grace();
+            if starting && self.config.careful_startup && self.mode != MonitorMode::Passive {
+                self.switch_mode(MonitorMode::Passive, Some(text), out);
+            }
+        }
+    }
+
+    fn writer_ip(&self) -> Option<IpAddr> {
+        self.config.cluster.writer()?.ips.first().copied()
+    }
+
+    fn writer_holder(&self) -> Option<&HostName> {
+        self.slots.get(&self.writer_ip()?)?.state.holder.as_ref()
+    }
+
+    /// Stages 3 and 4: what is wished, and as much of it as may be now.
+    fn place_roles(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let mut keeping = BTreeSet::new();
+        let mut eligible = BTreeSet::new();
+        for (name, host) in &self.hosts {
+            let online = host.status.state == HostState::Online;
+            if online && self.agent_may_hold(now, name) {
+                keeping.insert(name.clone());
+            }
+            eligible.extend(Eligible::if_fit(name, online, self.agent_answers(now, name), host.facts.server_alive()));
+        }
+        let roles: Vec<_> = self.config.cluster.roles.iter().map(|(n, r)| (n.clone(), r.clone())).collect();
+        for (name, role) in roles {
+            let holders: BTreeMap<IpAddr, Option<HostName>> =
+                role.ips.iter().filter_map(|ip| self.slots.get(ip).map(|s| (*ip, s.state.holder.clone()))).collect();
+            let standing = Standing {
+                mode: self.mode,
+                eligible: &eligible,
+                keeping: &keeping,
+                intent: &self.intent,
+                taken_off: &self.taken_off,
+            };
+            let rank = |host: &HostName| self.rank(host, &role.hosts);
+            let mut wishes = standing.wishes(&role, &holders, &rank);
+            if name == self.config.cluster.active_master_role && role.mode == RoleMode::Exclusive {
+                if let Some((ip, wish)) = wishes.pop_first() {
+                    self.place_writer(now, ip, &wish, &eligible, out);
+                }
+            } else {
+                for (ip, wish) in wishes {
+                    self.place(now, ip, &wish, &role.hosts, out);
+                }
+            }
+        }
+    }
+
+    /// How many of the other hosts of the role have received nothing that this one lacks.
+    fn rank(&self, host: &HostName, others: &[HostName]) -> u64 {
+        let Some(mine) = self.hosts.get(host).and_then(|h| h.facts.report.as_ref()).map(|r| &r.server) else {
+            return 0;
+        };
+        let received = mine.replication.as_ref().and_then(|r| r.received.as_ref());
+        let has = |theirs: &mmm_common::gtid::Gtids| {
+            [mine.executed.as_ref(), received].into_iter().flatten().any(|g| g.contains(theirs) == Some(true))
+        };
+        let covered = others.iter().filter(|o| *o != host).filter(|o| {
+            self.hosts.get(*o).and_then(|h| h.facts.report.as_ref()).is_some_and(|r| {
+                let theirs = &r.server;
+                theirs.executed.as_ref().is_some_and(&has)
+                    && theirs.replication.as_ref().and_then(|x| x.received.as_ref()).is_none_or(&has)
+            })
+        });
+        covered.count() as u64
+    }
+
+    /// An address whose move needs no handing over of data.
+    fn place(&mut self, now: Millis, ip: IpAddr, wish: &Wish, hosts: &[HostName], out: &mut Vec<Output>) {
+        let Some(slot) = self.slots.get_mut(&ip) else { return };
+        let role = slot.state.role.clone();
+        let subject = format!("{role}({ip})");
+        if wish.stays {
+            self.remark(subject, (!wish.why.is_empty()).then(|| wish.why.clone()), out);
+            return;
+        }
+        let to = wish.host.as_ref().map(Eligible::host);
+        if let Some(holder) = slot.state.holder.clone().filter(|h| Some(h) != to) {
+            slot.release(next(&mut self.epoch));
+            let text = format!("Role '{role}({ip})' is taken from '{holder}': {}", wish.why);
+            decided(out, Some(&holder), self.epoch, text);
+        }
+        self.taken_off.remove(&ip);
+        let Some(to) = to else {
+            self.remark(subject, Some(wish.why.clone()), out);
+            return;
+        };
+        let Some(slot) = self.slots.get_mut(&ip) else { return };
+        if slot.state.holder.as_ref() == Some(to) {
+            return;
+        }
+        match slot.free_for(to, now) {
+            Ok(proof) => {
+                let epoch = next(&mut self.epoch);
+                slot.grant(proof, epoch, Granters { hosts }.for_host(to), false);
+                decided(out, Some(to), epoch, format!("Role '{role}({ip})' is given to '{to}': {}", wish.why));
+                self.intent.remove(&ip);
+                self.remark(subject, None, out);
+            }
+            Err(_) => {
+                let names: Vec<String> = slot.others_than(Some(to)).into_iter().map(|h| h.0).collect();
+                let text =
+                    format!("{to} is to have it and waits until {} has let go or its lease is over", names.join(", "));
+                self.remark(subject, Some(text), out);
+            }
+        }
+    }
+
+    fn place_writer(
+        &mut self,
+        now: Millis,
+        ip: IpAddr,
+        wish: &Wish,
+        eligible: &BTreeSet<Eligible>,
+        out: &mut Vec<Output>,
+    ) {
+        let answering: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.agent_answers(now, h)).cloned().collect();
+        let Core { hosts, config, handover, slots, epoch, .. } = self;
+        let (Some(slot), Some(role)) = (slots.get_mut(&ip), config.cluster.writer()) else { return };
+        let views = hosts
+            .iter()
+            .filter_map(|(name, host)| {
+                let view = HostView {
+                    ip: config.cluster.hosts.get(name)?.ip,
+                    report: host.facts.report.as_deref().filter(|_| host.facts.link.is_some()),
+                    agent_answers: answering.contains(name),
+                    server_alive: host.facts.server_alive(),
+                    last_alive: host.facts.gone.as_ref().map_or(host.facts.heard, |(at, _)| *at),
+                    replicating: host.facts.replicating.as_ref(),
+                };
+                Some((name.clone(), view))
+            })
+            .collect();
+        let scene = Scene {
+            now,
+            address: ip,
+            cluster: &config.cluster,
+            wish,
+            eligible,
+            hosts: &views,
+            can_kill: config.kill_host_bin.is_some(),
+        };
+        let events = handover.advance(&scene, slot, &Granters { hosts: &role.hosts }, epoch);
+        if !events.iter().any(|e| matches!(e, Event::Waits(_))) {
+            let stays = wish.stays && !wish.why.is_empty();
+            self.remark(self.writer_subject(ip), stays.then(|| wish.why.clone()), out);
+        }
+        for event in events {
+            self.follow_up(now, event, out);
+        }
+    }
+
+    /// Nothing new may be decided: a move under way is undone as far as it closed the writer.
+    fn suspend_handover(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let why = if self.network { "the mode is PASSIVE" } else { "the monitor's own network check fails" };
+        let Some(ip) = self.writer_ip() else { return };
+        let Core { config, handover, slots, epoch, .. } = self;
+        let (Some(slot), Some(role)) = (slots.get_mut(&ip), config.cluster.writer()) else { return };
+        for event in handover.suspend(slot, &Granters { hosts: &role.hosts }, epoch, why) {
+            self.follow_up(now, event, out);
+        }
+    }
+
+    fn follow_up(&mut self, now: Millis, event: Event, out: &mut Vec<Output>) {
+        match event {
+            Event::Decided(text) => decided(out, None, self.epoch, text),
+            Event::Waits(text) => {
+                if let Some(ip) = self.writer_ip() {
+                    self.remark(self.writer_subject(ip), Some(text), out);
+                }
+            }
+            Event::Kill(host) => {
+                let ping_ok =
+                    self.hosts.get(&host).is_some_and(|h| h.facts.check(CheckKind::Ping) == facts::Verdict::Good);
+                warn(out, Some(&host), "The host neither answers nor lets go: kill_host_bin is called".to_owned());
+                out.push(Output::Kill { host, asked: self.epoch, ping_ok });
+            }
+            Event::Opened { from, to, in_step } => {
+                for (name, host) in self.hosts.iter_mut().filter(|(name, _)| **name != to) {
+                    // In step, the old master has what the new one has. After anything else nobody is trusted.
+                    let known = in_step && (from.as_ref() == Some(name) || host.compared == Compared::Subset);
+                    host.compared = if known || (in_step && self.active.as_ref() == Some(name)) {
+                        Compared::Subset
+                    } else {
+                        Compared::Open
+                    };
+                    host.sample = None;
+                    host.facts.replicating = host.facts.replicating.take().filter(|_| in_step);
+                }
+                self.active = Some(to);
+                self.compare(now, out);
+            }
+            Event::Answer(id, result) => self.moved_writer(id, result, out),
+            Event::GaveUp => {
+                if let Some(ip) = self.writer_ip() {
+                    self.intent.remove(&ip);
+                }
+            }
+        }
+    }
+
+    fn writer_subject(&self, ip: IpAddr) -> String {
+        format!("{}({ip})", self.config.cluster.active_master_role)
+    }
+
+    /// What stands in somebody's way: logged when it changes, shown as long as it stands.
+    fn remark(&mut self, subject: String, text: Option<String>, out: &mut Vec<Output>) {
+        match text {
+            None => {
+                self.remarks.remove(&subject);
+            }
+            Some(text) => {
+                let line = format!("Role {subject}: {text}");
+                // The rest of a lease counts down: not every number is news.
+                let words = |t: &str| t.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+                if self.remarks.get(&subject).is_none_or(|before| words(before) != words(&line)) {
+                    info(out, None, line.clone());
+                }
+                self.remarks.insert(subject, line);
+            }
+        }
+    }
+
+    /// Before anything that was decided is sent.
+    fn persist(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let snapshot = Snapshot {
+            epoch: self.epoch,
+            mode: self.mode,
+            cause: self.cause.clone(),
+            hosts: self.hosts.iter().map(|(name, h)| (name.clone(), h.status.clone())).collect(),
+            slots: self.slots.iter().map(|(ip, s)| (*ip, s.state.clone())).collect(),
+            active: self.active.clone(),
+            intent: self.intent.clone(),
+            saved_at: now,
+        };
+        if self.persisted.as_ref().is_none_or(|before| snapshot.differs(before)) {
+            self.persisted = Some(snapshot.clone());
+            out.push(Output::Persist(Box::new(snapshot)));
+        }
+    }
+}
+
+fn audit(out: &mut Vec<Output>, level: Level, host: Option<&HostName>, epoch: Option<Epoch>, text: String) {
+    out.push(Output::Audit(Audit { level, host: host.cloned(), epoch, text }));
+}
+
+fn decided(out: &mut Vec<Output>, host: Option<&HostName>, epoch: Epoch, text: String) {
+    audit(out, Level::Info, host, Some(epoch), text);
+}
+
+fn info(out: &mut Vec<Output>, host: Option<&HostName>, text: String) {
+    audit(out, Level::Info, host, None, text);
+}
+
+fn warn(out: &mut Vec<Output>, host: Option<&HostName>, text: String) {
+    audit(out, Level::Warn, host, None, text);
+}
+
+fn error(out: &mut Vec<Output>, host: Option<&HostName>, text: String) {
+    audit(out, Level::Error, host, None, text);
 }

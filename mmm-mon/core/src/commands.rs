@@ -1,0 +1,351 @@
+//! What an operator asks. Texts are MMM's where MMM has one; every refusal says what was asked, why not, and what helps.
+
+use crate::facts::Verdict;
+use crate::io::{Output, RequestId};
+use crate::states::Compared;
+use crate::{Core, error, info, warn};
+use mmm_common::control::{Answer, CheckLine, Command, Show, ShowHost, ShowRole};
+use mmm_common::ids::{HostName, Millis, RoleName};
+use mmm_common::state::{CheckKind, HostState, MonitorMode, RoleMode};
+use std::net::IpAddr;
+
+/// An answer now, or later (a move of the writer).
+enum Outcome {
+    Now(Answer),
+    Later,
+}
+
+fn done(text: impl Into<String>) -> Outcome {
+    Outcome::Now(Answer::Done { text: text.into() })
+}
+
+fn refused(text: impl Into<String>) -> Outcome {
+    Outcome::Now(Answer::Refused { text: text.into() })
+}
+
+impl Core {
+    pub(crate) fn command(&mut self, now: Millis, id: RequestId, command: Command, who: &str, out: &mut Vec<Output>) {
+        let asked = (!command.is_read_only()).then(|| format!("{command:?}"));
+        let outcome = match command {
+            Command::Ping => done("Pinged successfully!"),
+            Command::Show => Outcome::Now(Answer::Show(self.show(now))),
+            Command::Checks { host, check } => self.checks(now, host, check),
+            Command::Mode => Outcome::Now(Answer::Mode { mode: self.mode }),
+            Command::SetActive => self.set_mode(MonitorMode::Active, "active", out),
+            Command::SetManual => self.set_mode(MonitorMode::Manual, "manual", out),
+            Command::SetPassive => self.set_mode(MonitorMode::Passive, "passive", out),
+            Command::SetOnline { host } => self.set_online(now, &host, out),
+            Command::SetOffline { host } => self.set_offline(now, &host, out),
+            Command::MoveRole { role, host, force } => self.move_role(now, id, &role, &host, force, out),
+            Command::SetIp { ip, host } => self.set_ip(ip, &host, out),
+            Command::ConfirmDead { host } => self.confirm_dead(now, &host, out),
+        };
+        let answer = match outcome {
+            Outcome::Later => None,
+            Outcome::Now(answer) => Some(answer),
+        };
+        if let Some(asked) = asked {
+            let result = match &answer {
+                None => "under way".to_owned(),
+                Some(Answer::Done { text } | Answer::Refused { text }) => text.clone(),
+                Some(Answer::Mode { .. } | Answer::Show(_) | Answer::Checks { .. }) => String::new(),
+            };
+            info(out, None, format!("Operator ({who}) asked {asked}: {result}"));
+        }
+        if let Some(answer) = answer {
+            // After the save of what it promises.
+            self.replies.push((id, answer));
+        }
+    }
+
+    fn unknown_host(&self, host: &HostName) -> Option<Outcome> {
+        (!self.hosts.contains_key(host)).then(|| refused(format!("Unknown host name '{host}'!")))
+    }
+
+    fn not_in_passive(&self) -> Option<Outcome> {
+        (self.mode == MonitorMode::Passive).then(|| {
+            refused("This command is not available in PASSIVE mode. Look at 'show' for the cause, then use set_active or set_manual.")
+        })
+    }
+
+    fn set_mode(&mut self, mode: MonitorMode, word: &str, out: &mut Vec<Output>) -> Outcome {
+        if self.mode == mode {
+            return done(format!("Already in {word} mode."));
+        }
+        self.switch_mode(mode, (mode == MonitorMode::Passive).then(|| "set by the operator".to_owned()), out);
+        done(format!("Switched into {word} mode."))
+    }
+
+    fn set_online(&mut self, now: Millis, name: &HostName, out: &mut Vec<Output>) -> Outcome {
+        if let Some(no) = self.unknown_host(name).or_else(|| self.not_in_passive()) {
+            return no;
+        }
+        let active = self.active.clone();
+        let Some(host) = self.hosts.get(name) else { return refused("") };
+        match host.status.state {
+            HostState::Online => return done("This host is already ONLINE. Skipping command."),
+            HostState::HardOffline | HostState::ReplicationDelay | HostState::ReplicationFail => {
+                return refused(format!(
+                    "Host '{name}' is {} at the moment. It can't be switched to ONLINE: it comes back by itself when its checks are OK ({}).",
+                    host.status.state,
+                    host.facts.summary()
+                ));
+            }
+            HostState::AdminOffline | HostState::AwaitingRecovery => {}
+        }
+        if host.facts.check(CheckKind::Ping) != Verdict::Good || host.facts.check(CheckKind::Mysql) != Verdict::Good {
+            return refused(format!(
+                "Checks 'ping' and 'mysql' of host '{name}' must be OK first ({}). Look at 'checks {name}'.",
+                host.facts.summary()
+            ));
+        }
+        if !self.agent_answers(now, name) {
+            return refused(format!(
+                "Can't reach agent daemon on '{name}'! Can't switch its state! ({})",
+                host.facts.link_down
+            ));
+        }
+        match (host.compared, &active) {
+            (Compared::Extra(n), Some(active)) => {
+                return refused(format!(
+                    "Host '{name}' has {n} transactions that the active master '{active}' lacks. It can't be switched to ONLINE: save them and re-clone it, or undo them."
+                ));
+            }
+            (Compared::Open, Some(active)) if host.facts.executed().is_some() && self.agent_answers(now, active) => {
+                return refused(format!(
+                    "Host '{name}' is still being compared with the active master '{active}'. Try again in some seconds."
+                ));
+            }
+            (Compared::Open | Compared::Extra(_) | Compared::Subset | Compared::Needless, _) => {}
+        }
+        self.set_state(now, name, HostState::Online, "by the operator", out);
+        done(format!("State of '{name}' changed to ONLINE. Now you can wait some time and check its new roles!"))
+    }
+
+    fn set_offline(&mut self, now: Millis, name: &HostName, out: &mut Vec<Output>) -> Outcome {
+        if let Some(no) = self.unknown_host(name).or_else(|| self.not_in_passive()) {
+            return no;
+        }
+        if self.hosts.get(name).is_some_and(|h| h.status.state == HostState::AdminOffline) {
+            return done("This host is already ADMIN_OFFLINE. Skipping command.");
+        }
+        self.intent.retain(|_, host| host != name);
+        self.set_state(now, name, HostState::AdminOffline, "by the operator", out);
+        done(format!("State of '{name}' changed to ADMIN_OFFLINE. Now you can wait some time and check all roles!"))
+    }
+
+    fn move_role(
+        &mut self,
+        now: Millis,
+        id: RequestId,
+        role_name: &RoleName,
+        name: &HostName,
+        force: bool,
+        out: &mut Vec<Output>,
+    ) -> Outcome {
+        let Some(role) = self.config.cluster.roles.get(role_name).cloned() else {
+            return refused(format!("Unknown role name '{role_name}'!"));
+        };
+        if let Some(no) = self.unknown_host(name).or_else(|| self.not_in_passive()) {
+            return no;
+        }
+        if !role.hosts.contains(name) {
+            let hosts: Vec<&str> = role.hosts.iter().map(HostName::as_str).collect();
+            return refused(format!(
+                "Host '{name}' can't handle role '{role_name}'. Only following hosts could: {}.",
+                hosts.join(", ")
+            ));
+        }
+        if role.mode == RoleMode::Balanced {
+            return self.take_off(role_name, name);
+        }
+        let Some(ip) = role.ips.first().copied() else { return refused(format!("Role '{role_name}' has no address.")) };
+        let holder = self.slots.get(&ip).and_then(|s| s.state.holder.clone());
+        if holder.as_ref() == Some(name) {
+            self.intent.remove(&ip);
+            return done(format!("Role is on '{name}' already. Skipping command."));
+        }
+        let Some(host) = self.hosts.get(name) else { return refused("") };
+        if host.status.state != HostState::Online {
+            return refused(format!("Can't move role to host with state {}.", host.status.state));
+        }
+        if !self.agent_answers(now, name) {
+            return refused(format!(
+                "Can't reach agent daemon on '{name}'! Can't move roles there! ({})",
+                host.facts.link_down
+            ));
+        }
+        if !host.facts.server_alive() {
+            return refused(format!("The server of '{name}' is not known to be alive. Can't move roles there!"));
+        }
+        if let Some(preferred) = role.prefer.as_ref().filter(|p| holder.as_ref() == Some(*p))
+            && self.mode == MonitorMode::Active
+        {
+            return refused(format!("Role '{role_name}' is assigned to preferred host '{preferred}'. Can't move it!"));
+        }
+        if !self.network {
+            return refused("The monitor's own network check fails (ping_ips): no role is moved until it is OK again.");
+        }
+        let from = holder.map_or_else(|| "nobody".to_owned(), |h| h.0);
+        let is_writer = *role_name == self.config.cluster.active_master_role;
+        if is_writer {
+            if self.handover.request.is_some() {
+                return refused("The role is being moved already. Wait for the end of that.");
+            }
+            self.handover.request = Some(id);
+            self.handover.force = force;
+            self.moving = Some((role_name.clone(), from, name.clone()));
+            self.intent.insert(ip, name.clone());
+            return Outcome::Later;
+        }
+        self.intent.insert(ip, name.clone());
+        info(out, None, format!("Role '{role_name}' moves from '{from}' to '{name}': asked for by the operator"));
+        done(moved(role_name, &from, name))
+    }
+
+    /// MMM: a balanced role is taken off the host; its addresses go to the others, as far as the balance allows.
+    fn take_off(&mut self, role: &RoleName, name: &HostName) -> Outcome {
+        let mine: Vec<IpAddr> = self
+            .slots
+            .iter()
+            .filter(|(_, s)| s.state.role == *role && s.state.holder.as_ref() == Some(name))
+            .map(|(ip, _)| *ip)
+            .collect();
+        if mine.is_empty() {
+            return done(format!("Role is not on '{name}'. Skipping command."));
+        }
+        self.taken_off.extend(mine);
+        done(format!("Role '{role}' has been taken off '{name}'. Now you can wait some time and check new roles info!"))
+    }
+
+    fn set_ip(&mut self, ip: IpAddr, name: &HostName, out: &mut Vec<Output>) -> Outcome {
+        if self.mode != MonitorMode::Passive {
+            return refused(
+                "This command is only available in PASSIVE mode: it prepares roles by hand. Use set_passive first.",
+            );
+        }
+        if let Some(no) = self.unknown_host(name) {
+            return no;
+        }
+        let Some(role_name) = self.slots.get(&ip).map(|s| s.state.role.clone()) else {
+            return refused(format!("Unknown ip '{ip}': it is no role's address!"));
+        };
+        let hosts = self.config.cluster.roles.get(&role_name).map(|r| r.hosts.clone()).unwrap_or_default();
+        if !hosts.contains(name) {
+            let hosts: Vec<&str> = hosts.iter().map(HostName::as_str).collect();
+            return refused(format!(
+                "Host '{name}' can't handle role '{role_name}'. Only following hosts could: {}.",
+                hosts.join(", ")
+            ));
+        }
+        self.intent.insert(ip, name.clone());
+        info(
+            out,
+            None,
+            format!("Role '{role_name}({ip})' is prepared for '{name}'; it takes effect in active or manual mode"),
+        );
+        done(format!("Set role '{role_name}({ip})' to host '{name}'."))
+    }
+
+    fn confirm_dead(&mut self, now: Millis, name: &HostName, out: &mut Vec<Output>) -> Outcome {
+        if let Some(no) = self.unknown_host(name) {
+            return no;
+        }
+        if self.agent_answers(now, name) {
+            return refused(format!("The agent on '{name}' answers: it is not dead."));
+        }
+        warn(out, Some(name), "The operator confirms that the host is off: its orders count as over".to_owned());
+        let epoch = self.epoch;
+        for slot in self.slots.values_mut() {
+            slot.killed(name, epoch);
+        }
+        done(format!("Host '{name}' counts as dead. Keep it off the network until its agent has answered here again!"))
+    }
+
+    fn checks(&self, now: Millis, host: Option<HostName>, check: Option<CheckKind>) -> Outcome {
+        if let Some(no) = host.as_ref().and_then(|h| self.unknown_host(h)) {
+            return no;
+        }
+        let mut checks = Vec::new();
+        for (name, h) in self.hosts.iter().filter(|(name, _)| host.as_ref().is_none_or(|only| only == *name)) {
+            for (kind, fact) in h.facts.checks.iter().filter(|(kind, _)| check.is_none_or(|only| only == **kind)) {
+                let ago = now.since(fact.changed).as_millis();
+                checks.push(CheckLine {
+                    host: name.clone(),
+                    check: *kind,
+                    changed_ms_ago: u64::try_from(ago).unwrap_or(u64::MAX),
+                    result: fact.result.clone(),
+                });
+            }
+        }
+        Outcome::Now(Answer::Checks { checks })
+    }
+
+    fn show(&self, now: Millis) -> Show {
+        let mut warnings = Vec::new();
+        for (name, host) in &self.hosts {
+            if !self.agent_answers(now, name) {
+                warnings.push(format!("Warning: agent on host {name} is not reachable"));
+            }
+            if let (Compared::Extra(n), Some(active)) = (host.compared, &self.active) {
+                warnings
+                    .push(format!("Warning: host {name} has {n} transactions that the active master {active} lacks"));
+            }
+            for trouble in host.facts.report.iter().flat_map(|r| &r.troubles) {
+                warnings.push(format!("Warning: host {name}: {trouble}"));
+            }
+        }
+        warnings.extend(self.remarks.values().map(|text| format!("Warning: {text}")));
+        if self.hosts.values().all(|h| h.status.state == HostState::AwaitingRecovery && h.status.down.is_none()) {
+            warnings.push("No host is ONLINE yet: use set_online <host> to bring the cluster up".to_owned());
+        }
+        let hosts = self
+            .hosts
+            .iter()
+            .filter_map(|(name, host)| {
+                let configured = self.config.cluster.hosts.get(name)?;
+                let mut roles: Vec<ShowRole> = self
+                    .slots
+                    .iter()
+                    .filter(|(_, s)| s.state.holder.as_ref() == Some(name))
+                    .map(|(ip, s)| ShowRole { role: s.state.role.clone(), ip: *ip })
+                    .collect();
+                roles.sort();
+                Some(ShowHost {
+                    name: name.clone(),
+                    ip: configured.ip,
+                    mode: configured.mode,
+                    state: host.status.state,
+                    roles,
+                })
+            })
+            .collect();
+        let notes = self
+            .config
+            .cluster
+            .roles
+            .iter()
+            .filter_map(|(name, role)| role.prefer.as_ref().map(|p| format!("Role {name} has preferred host {p}")))
+            .collect();
+        Show { mode: self.mode, cause: self.cause.clone(), warnings, hosts, notes }
+    }
+
+    /// The end of a move of the writer that somebody waits for.
+    pub(crate) fn moved_writer(&mut self, id: RequestId, result: Result<String, String>, out: &mut Vec<Output>) {
+        let Some((role, from, to)) = self.moving.take() else { return };
+        let answer = match result {
+            Ok(_) => Answer::Done { text: moved(&role, &from, &to) },
+            Err(why) => {
+                error(out, None, format!("move_role {role} {to} failed: {why}"));
+                Answer::Refused { text: format!("Role '{role}' could not be moved to '{to}': {why}") }
+            }
+        };
+        self.replies.push((id, answer));
+    }
+}
+
+fn moved(role: &RoleName, from: &str, to: &HostName) -> String {
+    format!(
+        "Role '{role}' has been moved from '{from}' to '{to}'. Now you can wait some time and check new roles info!"
+    )
+}

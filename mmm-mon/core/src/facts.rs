@@ -1,0 +1,202 @@
+//! Stage 1: check results and reports become facts about a host.
+//!
+//! A check counts as failed only when it has not succeeded for `trap_period`; a death or hang that the host's own
+//! agent has seen counts at once. Results that are too old count as unknown, and the unknown moves nothing.
+
+use mmm_common::config::{Check as CheckConfig, Monitor as Config};
+use mmm_common::epoch::{Anchor, Boot};
+use mmm_common::gtid::Gtids;
+use mmm_common::ids::Millis;
+use mmm_common::report::{Life, Report};
+use mmm_common::state::{CheckKind, CheckResult};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What a check says, all periods considered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Good,
+    Bad,
+    Unknown,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct CheckFact {
+    pub(crate) result: CheckResult,
+    /// None: no result yet in this life of the monitor.
+    at: Option<Millis>,
+    /// The last success, or when watching began.
+    last_good: Millis,
+    pub(crate) verdict: Verdict,
+    pub(crate) changed: Millis,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct AgentLink {
+    pub(crate) boot: Boot,
+    /// The newest report of this connection; orders answer it.
+    pub(crate) anchor: Option<Anchor>,
+}
+
+/// What is known of one host.
+#[derive(Clone, Debug)]
+pub(crate) struct HostFacts {
+    pub(crate) checks: BTreeMap<CheckKind, CheckFact>,
+    pub(crate) link: Option<AgentLink>,
+    /// Why there is no link.
+    pub(crate) link_down: String,
+    pub(crate) report: Option<Box<Report>>,
+    /// When the last report came, or when watching began.
+    pub(crate) heard: Millis,
+    /// The agent's certain findings: since when its server is dead or hung, with the reason.
+    pub(crate) gone: Option<(Millis, String)>,
+    /// When a report last said that both threads run, and from which address they fetch.
+    pub(crate) replicating: Option<(Millis, String)>,
+}
+
+impl HostFacts {
+    pub(crate) fn new(now: Millis) -> Self {
+        let unknown = CheckFact {
+            result: CheckResult::Unknown("not checked yet".to_owned()),
+            at: None,
+            last_good: now,
+            verdict: Verdict::Unknown,
+            changed: now,
+        };
+        HostFacts {
+            checks: CheckKind::ALL.iter().map(|kind| (*kind, unknown.clone())).collect(),
+            link: None,
+            link_down: "not connected yet".to_owned(),
+            report: None,
+            heard: now,
+            gone: None,
+            replicating: None,
+        }
+    }
+
+    pub(crate) fn check(&self, kind: CheckKind) -> Verdict {
+        self.checks.get(&kind).map_or(Verdict::Unknown, |c| c.verdict)
+    }
+
+    pub(crate) fn checked(&mut self, now: Millis, kind: CheckKind, result: CheckResult) {
+        let Some(fact) = self.checks.get_mut(&kind) else { return };
+        fact.at = Some(now);
+        if result.is_ok() {
+            fact.last_good = now;
+        }
+        fact.result = result;
+    }
+
+    pub(crate) fn reported(&mut self, now: Millis, report: Box<Report>) {
+        self.heard = now;
+        if let Some(link) = &mut self.link {
+            link.anchor = Some(report.anchor);
+        }
+        match &report.server.life {
+            Life::Alive | Life::Unknown { .. } => self.gone = None,
+            Life::Dead { why } => {
+                self.gone.get_or_insert((now, format!("its agent says that the server has ended: {why}")));
+            }
+            Life::Hung { for_ms } => {
+                self.gone
+                    .get_or_insert((now, format!("its agent says that the server has not answered for {for_ms} ms")));
+            }
+        }
+        if let Some(r) = report.server.replication.as_ref().filter(|r| r.io_running && r.sql_running) {
+            self.replicating = Some((now, r.source.clone()));
+        }
+        self.report = Some(report);
+    }
+
+    /// Turns results into verdicts. Call after every input, whatever it was: time alone changes verdicts.
+    pub(crate) fn judge(&mut self, now: Millis, config: &Config) {
+        let gone = self.gone.as_ref().filter(|(at, _)| now.since(*at) >= self.grace(config)).cloned();
+        for (kind, fact) in &mut self.checks {
+            let Some(limits) = config.checks.get(kind) else { continue };
+            let mut verdict = fact.judged(now, limits);
+            if *kind == CheckKind::Mysql
+                && let Some((since, _)) = &gone
+            {
+                verdict = Verdict::Bad;
+                // Only a success after the certain end counts again.
+                fact.last_good = fact.last_good.min(*since);
+            }
+            if fact.verdict != verdict {
+                if (fact.verdict == Verdict::Good) != (verdict == Verdict::Good) {
+                    fact.changed = now;
+                }
+                fact.verdict = verdict;
+            }
+        }
+    }
+
+    /// `restart_grace` is for servers that have ended; a hang has had its `hang_timeout`.
+    fn grace(&self, config: &Config) -> Duration {
+        match self.report.as_ref().map(|r| &r.server.life) {
+            Some(Life::Dead { .. }) => config.cluster.restart_grace,
+            Some(Life::Hung { .. } | Life::Alive | Life::Unknown { .. }) | None => Duration::ZERO,
+        }
+    }
+
+    /// The agent is connected and has reported within `limit`.
+    pub(crate) fn agent_answers(&self, now: Millis, limit: Duration) -> bool {
+        self.link.as_ref().is_some_and(|l| l.anchor.is_some()) && now.since(self.heard) < limit
+    }
+
+    /// The agent's last word is that the server answers it, and the agent is still there to say otherwise.
+    pub(crate) fn server_alive(&self) -> bool {
+        self.link.is_some() && self.report.as_ref().is_some_and(|r| matches!(r.server.life, Life::Alive))
+    }
+
+    pub(crate) fn executed(&self) -> Option<&Gtids> {
+        self.report.as_ref()?.server.executed.as_ref()
+    }
+
+    /// When a verdict may change by time alone.
+    pub(crate) fn deadlines<'a>(&'a self, config: &'a Config) -> impl Iterator<Item = (Millis, &'static str)> + 'a {
+        let traps = self.checks.iter().filter_map(|(kind, fact)| {
+            let limits = config.checks.get(kind)?;
+            Some([
+                (fact.last_good + limits.trap_period, "a trap_period ends"),
+                (fact.at.unwrap_or(fact.last_good) + stale_after(limits), "a check result gets too old"),
+            ])
+        });
+        let grace = self.gone.as_ref().map(|(at, _)| (*at + config.cluster.restart_grace, "restart_grace ends"));
+        traps.flatten().chain(grace)
+    }
+
+    /// `ping: OK, mysql: not OK`, with the reason when one is known.
+    pub(crate) fn summary(&self) -> String {
+        let word = |kind| match self.check(kind) {
+            Verdict::Good => "OK",
+            Verdict::Bad => "not OK",
+            Verdict::Unknown => "UNKNOWN",
+        };
+        let mut text = format!("ping: {}, mysql: {}", word(CheckKind::Ping), word(CheckKind::Mysql));
+        if let Some((_, why)) = self.gone.as_ref().filter(|_| self.check(CheckKind::Mysql) == Verdict::Bad) {
+            text = format!("{text}; {why}");
+        }
+        text
+    }
+}
+
+impl CheckFact {
+    fn judged(&self, now: Millis, limits: &CheckConfig) -> Verdict {
+        let Some(at) = self.at else { return Verdict::Unknown };
+        if now.since(at) >= stale_after(limits) {
+            return Verdict::Unknown;
+        }
+        match &self.result {
+            CheckResult::Ok(_) => Verdict::Good,
+            // MMM: a check that cannot tell leaves things as they are.
+            CheckResult::Unknown(_) => self.verdict,
+            CheckResult::Error(_) if now.since(self.last_good) >= limits.trap_period => Verdict::Bad,
+            CheckResult::Error(_) => self.verdict,
+        }
+    }
+}
+
+/// A checker that has said nothing for this long is not to be believed any more.
+fn stale_after(limits: &CheckConfig) -> Duration {
+    limits.trap_period + limits.check_period * 3 + limits.timeout
+}

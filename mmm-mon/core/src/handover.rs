@@ -1,0 +1,671 @@
+//! The steps of moving the active master (data-safety.md): planned, with the old master's help, and unplanned.
+//!
+//! Whatever step fails, there is exactly one writer afterwards, or a stated reason why there is none. This file decides
+//! which step comes next; it never gives the address to anybody without the proof that only `slot.rs` can make.
+
+use crate::io::RequestId;
+use crate::roles::{Eligible, Wish};
+use crate::slot::{Blocked, Slot};
+use mmm_common::config::{Cluster, OnDrainTimeout};
+use mmm_common::epoch::Epoch;
+use mmm_common::gtid::Gtids;
+use mmm_common::ids::{HostName, Millis};
+use mmm_common::order::{Task, Work};
+use mmm_common::report::{Report, TaskOutcome, Writing};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// After a planned move that the monitor began by itself has failed, it is not tried again for this long.
+const PAUSE: Duration = Duration::from_secs(60);
+/// A drain that failed is tried again after this long, while the decision is to hold.
+const DRAIN_AGAIN: Duration = Duration::from_secs(5);
+/// How long past its own deadline a task's outcome is waited for.
+const SLACK: Duration = Duration::from_secs(2);
+/// A new writer that has not opened within this is reported as a failed move (it may still open).
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
+/// "Nearly caught up": the target may be this far behind when the old master is closed.
+const NEAR: Duration = Duration::from_millis(500);
+/// A candidate that stopped fetching longer than this before the old master failed lacks what was written since.
+const STALE: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Nothing is under way.
+    Settled,
+    /// Planned, step 1: wait until the target is nearly caught up. The old master still writes.
+    Nearing { to: Eligible, since: Millis },
+    /// Planned, step 2: the old master is being closed for writes.
+    Quiescing { to: Eligible, task: Epoch, since: Millis },
+    /// Planned, step 3: the target applies everything up to the old master's last position.
+    CatchingUp { to: Eligible, task: Epoch, position: Gtids, since: Millis },
+    /// Nobody may hold the address but the target: wait for the release, the end of the lease, or a kill.
+    Fencing { to: Eligible, in_step: bool },
+    /// Unplanned, step 3: the target applies everything it has received.
+    Draining { to: Eligible, task: Epoch, since: Millis },
+    /// Draining failed, and nobody is promoted.
+    Holding { to: Eligible, since: Millis, why: String },
+    /// The target has the order; wait until it reports itself open.
+    Opening { to: HostName, since: Millis },
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Handover {
+    pub(crate) phase: Phase,
+    /// Where the writer was when it began.
+    pub(crate) from: Option<HostName>,
+    began: Millis,
+    why: String,
+    /// Who waits for the end.
+    pub(crate) request: Option<RequestId>,
+    /// The operator takes the loss.
+    pub(crate) force: bool,
+    kill_asked: bool,
+    /// The target had applied everything of the old master's when it took over.
+    in_step: bool,
+    /// No planned move by the monitor's own wish before this.
+    paused_until: Millis,
+}
+
+/// What the stage sees of a host.
+pub(crate) struct HostView<'a> {
+    pub(crate) ip: IpAddr,
+    pub(crate) report: Option<&'a Report>,
+    pub(crate) agent_answers: bool,
+    pub(crate) server_alive: bool,
+    /// When it last showed that it was alive.
+    pub(crate) last_alive: Millis,
+    /// When both replication threads last ran, and from where.
+    pub(crate) replicating: Option<&'a (Millis, String)>,
+}
+
+/// What came of one round; the caller logs it and acts on it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A line for the log: the newest epoch, and the reason.
+    Decided(String),
+    /// Why nothing happens at the moment. Logged when it changes, and shown.
+    Waits(String),
+    /// Ask kill_host_bin for this host.
+    Kill(HostName),
+    /// The writer is open on this host. `in_step`: it and the old one have the same data.
+    Opened { from: Option<HostName>, to: HostName, in_step: bool },
+    /// The move asked for by this request has ended.
+    Answer(RequestId, Result<String, String>),
+    /// The wish could not be fulfilled; an operator's wish is forgotten.
+    GaveUp,
+}
+
+pub(crate) struct Scene<'a> {
+    pub(crate) now: Millis,
+    pub(crate) address: IpAddr,
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) wish: &'a Wish,
+    pub(crate) eligible: &'a BTreeSet<Eligible>,
+    pub(crate) hosts: &'a BTreeMap<HostName, HostView<'a>>,
+    pub(crate) can_kill: bool,
+}
+
+impl Handover {
+    pub(crate) fn new(now: Millis) -> Self {
+        Handover {
+            phase: Phase::Settled,
+            from: None,
+            began: now,
+            why: String::new(),
+            request: None,
+            force: false,
+            kill_asked: false,
+            in_step: false,
+            paused_until: now,
+        }
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.phase == Phase::Settled
+    }
+
+    /// What this host has to do for the move.
+    pub(crate) fn task_for(&self, host: &HostName, cluster: &Cluster) -> Option<Task> {
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        match &self.phase {
+            Phase::Quiescing { task, .. } if self.from.as_ref() == Some(host) => Some(Task {
+                id: *task,
+                work: Work::Quiesce { grace_ms: ms(cluster.move_grace), timeout_ms: ms(cluster.move_timeout) },
+            }),
+            Phase::CatchingUp { to, task, position, .. } if to.host() == host => Some(Task {
+                id: *task,
+                work: Work::CatchUp { position: position.clone(), timeout_ms: ms(cluster.move_timeout) },
+            }),
+            Phase::Draining { to, task, .. } if to.host() == host => {
+                Some(Task { id: *task, work: Work::Drain { timeout_ms: ms(cluster.drain_timeout) } })
+            }
+            Phase::Settled
+            | Phase::Nearing { .. }
+            | Phase::Quiescing { .. }
+            | Phase::CatchingUp { .. }
+            | Phase::Fencing { .. }
+            | Phase::Draining { .. }
+            | Phase::Holding { .. }
+            | Phase::Opening { .. } => None,
+        }
+    }
+
+    /// When time alone changes something.
+    pub(crate) fn deadline(&self, cluster: &Cluster) -> Option<(Millis, &'static str)> {
+        match &self.phase {
+            Phase::Settled => Some((self.paused_until, "a failed move may be tried again")),
+            Phase::Fencing { .. } => None,
+            Phase::Nearing { since, .. } => Some((*since + cluster.drain_timeout, "waiting to be near has its end")),
+            Phase::Quiescing { since, .. } => Some((*since + quiesce_limit(cluster), "quiescing has its end")),
+            Phase::CatchingUp { since, .. } => Some((*since + cluster.move_timeout + SLACK, "catching up has its end")),
+            Phase::Draining { since, .. } => Some((*since + cluster.drain_timeout + SLACK, "draining has its end")),
+            Phase::Holding { since, .. } => Some((*since + DRAIN_AGAIN, "draining is tried again")),
+            Phase::Opening { since, .. } => Some((*since + OPEN_WITHIN, "opening has its end")),
+        }
+    }
+
+    /// Nothing new may be decided (passive mode, no network): what has closed the writer is undone.
+    pub(crate) fn suspend(
+        &mut self,
+        slot: &mut Slot,
+        granters: &Granters<'_>,
+        epochs: &mut Epoch,
+        why: &str,
+    ) -> Vec<Event> {
+        let mut events = Vec::new();
+        match self.phase {
+            Phase::Nearing { .. } | Phase::Quiescing { .. } | Phase::CatchingUp { .. } => {
+                self.fail(slot, granters, epochs, None, why, &mut events);
+            }
+            Phase::Settled
+            | Phase::Fencing { .. }
+            | Phase::Draining { .. }
+            | Phase::Holding { .. }
+            | Phase::Opening { .. } => {}
+        }
+        events
+    }
+
+    /// Goes as many steps as can be gone now.
+    pub(crate) fn advance(
+        &mut self,
+        scene: &Scene<'_>,
+        slot: &mut Slot,
+        granters: &Granters<'_>,
+        epochs: &mut Epoch,
+    ) -> Vec<Event> {
+        let mut events = Vec::new();
+        // Eight phases: more rounds than that would be a circle.
+        for _ in 0..10 {
+            let before = (self.phase.clone(), slot.state.epoch);
+            self.step(scene, slot, granters, epochs, &mut events);
+            if before == (self.phase.clone(), slot.state.epoch) {
+                break;
+            }
+        }
+        events
+    }
+
+    fn step(
+        &mut self,
+        scene: &Scene<'_>,
+        slot: &mut Slot,
+        granters: &Granters<'_>,
+        epochs: &mut Epoch,
+        events: &mut Vec<Event>,
+    ) {
+        let now = scene.now;
+        if let Some(why) = self.old_master_lost(scene, slot) {
+            // The planned way needs the old master: from here on it is fenced like any dead one.
+            events.push(Event::Decided(format!("The move goes on without the old master's help: {why}")));
+            self.release(slot, epochs, events);
+            match scene.wish.host.clone() {
+                Some(to) => self.phase = Phase::Fencing { to, in_step: false },
+                None => self.end(Err("no host is left that could take the role".to_owned()), events),
+            }
+            return;
+        }
+        if let Phase::Nearing { to, .. } | Phase::Quiescing { to, .. } | Phase::CatchingUp { to, .. } = &self.phase
+            && scene.wish.host.as_ref() != Some(to)
+        {
+            let why = format!("{} can no longer take it, or is no longer wanted", to.host());
+            self.fail(slot, granters, epochs, Some(now), &why, events);
+            return;
+        }
+        match self.phase.clone() {
+            Phase::Settled => self.begin(scene, slot, granters, epochs, events),
+            Phase::Nearing { to, since } => match far(scene, self.from.as_ref(), to.host()) {
+                None => {
+                    let epoch = next(epochs);
+                    slot.rewrite(epoch, granters.for_holder(slot), false);
+                    events.push(Event::Decided(format!(
+                        "{} is close enough: {} stops writing",
+                        to.host(),
+                        self.old_master()
+                    )));
+                    self.phase = Phase::Quiescing { to, task: epoch, since: now };
+                }
+                Some(why) if now.since(since) >= scene.cluster.drain_timeout => {
+                    let why = format!("{} did not catch up within {:?}: {why}", to.host(), scene.cluster.drain_timeout);
+                    self.fail(slot, granters, epochs, Some(now), &why, events);
+                }
+                Some(why) => events.push(Event::Waits(format!("the move to {} waits: {why}", to.host()))),
+            },
+            Phase::Quiescing { to, task, since } => {
+                let outcome = self.from.as_ref().and_then(|from| outcome_of(scene, from, task));
+                match outcome {
+                    Some(TaskOutcome::Done { position: Some(position) }) => {
+                        let task = next(epochs);
+                        events.push(Event::Decided(format!(
+                            "{} is closed at {position}: {} catches up",
+                            self.old_master(),
+                            to.host()
+                        )));
+                        self.phase = Phase::CatchingUp { to, task, position: position.clone(), since: now };
+                    }
+                    Some(TaskOutcome::Done { position: None }) => {
+                        let why = format!("{} tells no GTID position; enable GTID replication", self.old_master());
+                        self.fail(slot, granters, epochs, Some(now), &why, events);
+                    }
+                    Some(TaskOutcome::Failed { why }) => {
+                        let why = format!("{} could not be closed for writes: {why}", self.old_master());
+                        self.fail(slot, granters, epochs, Some(now), &why, events);
+                    }
+                    Some(TaskOutcome::Running) | None if now.since(since) >= quiesce_limit(scene.cluster) => {
+                        let why = format!("{} was not closed for writes in time", self.old_master());
+                        self.fail(slot, granters, epochs, Some(now), &why, events);
+                    }
+                    Some(TaskOutcome::Running) | None => {}
+                }
+            }
+            Phase::CatchingUp { to, task, since, .. } => match outcome_of(scene, to.host(), task) {
+                Some(TaskOutcome::Done { .. }) => {
+                    events.push(Event::Decided(format!("{} has everything: {} lets go", to.host(), self.old_master())));
+                    self.release(slot, epochs, events);
+                    self.phase = Phase::Fencing { to, in_step: true };
+                }
+                Some(TaskOutcome::Failed { why }) => {
+                    let why = format!("{} did not catch up: {why}", to.host());
+                    self.fail(slot, granters, epochs, Some(now), &why, events);
+                }
+                Some(TaskOutcome::Running) | None if now.since(since) >= scene.cluster.move_timeout + SLACK => {
+                    let why = format!("{} did not catch up in time", to.host());
+                    self.fail(slot, granters, epochs, Some(now), &why, events);
+                }
+                Some(TaskOutcome::Running) | None => {}
+            },
+            Phase::Fencing { to, in_step } => self.fence(scene, slot, granters, epochs, &to, in_step, events),
+            Phase::Draining { to, task, since } => {
+                if !scene.eligible.contains(&to) {
+                    self.retarget(scene, to.host(), events);
+                    return;
+                }
+                match outcome_of(scene, to.host(), task) {
+                    Some(TaskOutcome::Done { .. }) => self.grant(scene, slot, granters, epochs, &to, events),
+                    Some(TaskOutcome::Failed { why }) => {
+                        let why = why.clone();
+                        self.drain_failed(scene, slot, granters, epochs, to, why, events);
+                    }
+                    Some(TaskOutcome::Running) | None if now.since(since) >= scene.cluster.drain_timeout + SLACK => {
+                        let why = format!("nothing heard of it within {:?}", scene.cluster.drain_timeout + SLACK);
+                        self.drain_failed(scene, slot, granters, epochs, to, why, events);
+                    }
+                    Some(TaskOutcome::Running) | None => {}
+                }
+            }
+            Phase::Holding { to, since, why } => {
+                if !scene.eligible.contains(&to) {
+                    self.retarget(scene, to.host(), events);
+                } else if self.force || now.since(since) >= DRAIN_AGAIN {
+                    self.phase = Phase::Fencing { to, in_step: false };
+                } else {
+                    events.push(Event::Waits(format!(
+                        "{} is not promoted: {why}. move_role --force promotes it with what it has",
+                        to.host()
+                    )));
+                }
+            }
+            Phase::Opening { to, since } => {
+                let open = scene.hosts.get(&to).and_then(|h| h.report).is_some_and(|r| {
+                    r.server.writing == Writing::Allowed
+                        && r.addresses.get(&scene.address).is_some_and(|a| a.has && a.seen == slot.state.epoch)
+                });
+                if slot.state.holder.as_ref() != Some(&to)
+                    || (!scene.wish.stays && scene.wish.host.as_ref().is_none_or(|w| *w.host() != to))
+                {
+                    self.end(Err(format!("{to} was lost before it had opened")), events);
+                } else if open {
+                    let took = now.since(self.began).as_millis();
+                    events.push(Event::Decided(format!(
+                        "The writer is open on {to}, {took} ms after it was decided ({})",
+                        self.why
+                    )));
+                    events.push(Event::Opened { from: self.from.clone(), to, in_step: self.in_step });
+                    self.end(Ok(()), events);
+                } else if now.since(since) >= OPEN_WITHIN {
+                    let troubles =
+                        scene.hosts.get(&to).and_then(|h| h.report).map(|r| r.troubles.join("; ")).unwrap_or_default();
+                    events.push(Event::Decided(format!("{to} has the role but has not opened yet: {troubles}")));
+                    self.answer(
+                        Err(format!("{to} has the role but has not opened within {OPEN_WITHIN:?}: {troubles}")),
+                        events,
+                    );
+                    self.phase = Phase::Opening { to, since: now };
+                }
+            }
+        }
+    }
+
+    fn begin(
+        &mut self,
+        scene: &Scene<'_>,
+        slot: &mut Slot,
+        granters: &Granters<'_>,
+        epochs: &mut Epoch,
+        events: &mut Vec<Event>,
+    ) {
+        let now = scene.now;
+        let holder = slot.state.holder.clone();
+        if scene.wish.stays {
+            if holder.is_some() && !slot.state.write {
+                // A monitor that restarted in the middle of a planned move.
+                let epoch = next(epochs);
+                slot.rewrite(epoch, granters.for_holder(slot), true);
+                events.push(Event::Decided("An unfinished move is undone: the holder writes again".to_owned()));
+            }
+            return;
+        }
+        self.from.clone_from(&holder);
+        self.began = now;
+        self.why.clone_from(&scene.wish.why);
+        self.kill_asked = false;
+        self.in_step = false;
+        match (scene.wish.host.clone(), holder) {
+            (None, None) => events.push(Event::Waits(format!("nobody can have it: {}", scene.wish.why))),
+            (None, Some(_)) => {
+                events.push(Event::Decided(format!("The writer is taken away: {}", scene.wish.why)));
+                self.release(slot, epochs, events);
+            }
+            (Some(to), None) => self.phase = Phase::Fencing { to, in_step: false },
+            (Some(to), Some(from)) if can_cooperate(scene, &from, slot.state.epoch) => {
+                if now < self.paused_until && self.request.is_none() {
+                    events.push(Event::Waits(format!("the move to {} failed and is not tried again yet", to.host())));
+                    return;
+                }
+                events.push(Event::Decided(format!(
+                    "The writer moves from {from} to {}: {}",
+                    to.host(),
+                    scene.wish.why
+                )));
+                self.phase = Phase::Nearing { to, since: now };
+            }
+            (Some(to), Some(from)) => {
+                events.push(Event::Decided(format!(
+                    "The writer goes from {from} to {} without its help: {}",
+                    to.host(),
+                    scene.wish.why
+                )));
+                self.release(slot, epochs, events);
+                self.phase = Phase::Fencing { to, in_step: false };
+            }
+        }
+    }
+
+    /// In the planned phases: why the old master can no longer be asked.
+    fn old_master_lost(&self, scene: &Scene<'_>, slot: &Slot) -> Option<String> {
+        match self.phase {
+            Phase::Nearing { .. } | Phase::Quiescing { .. } | Phase::CatchingUp { .. } => {
+                let from = self.from.as_ref()?;
+                let host = scene.hosts.get(from)?;
+                if slot.state.holder.as_ref() != Some(from) {
+                    Some(format!("{from} no longer holds it"))
+                } else if !host.agent_answers {
+                    Some(format!("the agent of {from} does not answer"))
+                } else if !host.server_alive {
+                    Some(format!("the server of {from} has ended or hangs"))
+                } else {
+                    None
+                }
+            }
+            Phase::Settled
+            | Phase::Fencing { .. }
+            | Phase::Draining { .. }
+            | Phase::Holding { .. }
+            | Phase::Opening { .. } => None,
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn fence(
+        &mut self,
+        scene: &Scene<'_>,
+        slot: &mut Slot,
+        granters: &Granters<'_>,
+        epochs: &mut Epoch,
+        to: &Eligible,
+        in_step: bool,
+        events: &mut Vec<Event>,
+    ) {
+        if !scene.eligible.contains(to) {
+            self.retarget(scene, to.host(), events);
+            return;
+        }
+        match slot.free_for(to.host(), scene.now) {
+            Err(blocked) => {
+                let (of, text) = match blocked {
+                    Blocked::Lease { of, until } => {
+                        let rest = until.since(scene.now).as_millis();
+                        (of.clone(), format!("waiting for {of} to let go; its lease is over in {rest} ms at most"))
+                    }
+                    Blocked::NoGranter { of } => {
+                        let text = format!(
+                            "{of} has not answered and its last order cannot be waited out: bring its agent back, or confirm_dead {of}"
+                        );
+                        (of, text)
+                    }
+                };
+                events.push(Event::Waits(text));
+                let silent = scene.hosts.get(&of).is_some_and(|h| !h.agent_answers);
+                if silent && scene.can_kill && !self.kill_asked {
+                    self.kill_asked = true;
+                    events.push(Event::Kill(of));
+                }
+            }
+            Ok(_) if in_step => {
+                self.in_step = true;
+                self.grant(scene, slot, granters, epochs, to, events);
+            }
+            Ok(_) => {
+                if let Some(why) = self.stale(scene, to.host()).filter(|_| !self.force) {
+                    self.hold(scene.now, to.clone(), why, events);
+                    return;
+                }
+                events.push(Event::Decided(format!("{} applies everything it has received", to.host())));
+                self.phase = Phase::Draining { to: to.clone(), task: next(epochs), since: scene.now };
+            }
+        }
+    }
+
+    /// Why the candidate must be lacking something, although it may look well.
+    fn stale(&self, scene: &Scene<'_>, to: &HostName) -> Option<String> {
+        let from = self.from.as_ref()?;
+        let (failed_at, from_ip) = scene.hosts.get(from).map(|h| (h.last_alive, h.ip))?;
+        let (last, source) = scene.hosts.get(to)?.replicating?;
+        if source.parse() != Ok(from_ip) {
+            return Some(format!("it fetched from {source} and not from {from} ({from_ip})"));
+        }
+        let gap = failed_at.since(*last);
+        (gap > STALE).then(|| format!("it had stopped fetching from {from} {} s before {from} failed", gap.as_secs()))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn drain_failed(
+        &mut self,
+        scene: &Scene<'_>,
+        slot: &mut Slot,
+        granters: &Granters<'_>,
+        epochs: &mut Epoch,
+        to: Eligible,
+        why: String,
+        events: &mut Vec<Event>,
+    ) {
+        let why = format!("it could not apply everything it has received: {why}");
+        if self.force || scene.cluster.on_drain_timeout == OnDrainTimeout::Promote {
+            let by = if self.force { "the operator's --force" } else { "on_drain_timeout = promote" };
+            events.push(Event::Decided(format!("{} is promoted by {by}, although {why}", to.host())));
+            self.grant(scene, slot, granters, epochs, &to, events);
+        } else {
+            self.hold(scene.now, to, why, events);
+        }
+    }
+
+    fn hold(&mut self, now: Millis, to: Eligible, why: String, events: &mut Vec<Event>) {
+        let text = format!("{} is not promoted: {why}", to.host());
+        self.answer(Err(text.clone()), events);
+        if !matches!(&self.phase, Phase::Holding { why: before, .. } if *before == why) {
+            events.push(Event::Waits(format!("{text}. move_role --force promotes it with what it has")));
+        }
+        self.phase = Phase::Holding { to, since: now, why };
+    }
+
+    fn grant(
+        &mut self,
+        scene: &Scene<'_>,
+        slot: &mut Slot,
+        granters: &Granters<'_>,
+        epochs: &mut Epoch,
+        to: &Eligible,
+        events: &mut Vec<Event>,
+    ) {
+        let Ok(proof) = slot.free_for(to.host(), scene.now) else {
+            self.phase = Phase::Fencing { to: to.clone(), in_step: false };
+            return;
+        };
+        slot.grant(proof, next(epochs), granters.for_host(to.host()), true);
+        events.push(Event::Decided(format!("The writer is given to {} ({})", to.host(), self.why)));
+        self.phase = Phase::Opening { to: to.host().clone(), since: scene.now };
+    }
+
+    /// The target is lost while nobody holds: the next best, or none.
+    fn retarget(&mut self, scene: &Scene<'_>, lost: &HostName, events: &mut Vec<Event>) {
+        match scene.wish.host.clone().filter(|_| !scene.wish.stays) {
+            Some(other) => {
+                events.push(Event::Decided(format!(
+                    "{lost} can no longer take the writer: {} is to have it",
+                    other.host()
+                )));
+                self.phase = Phase::Fencing { to: other, in_step: false };
+            }
+            None => {
+                events.push(Event::Decided(format!("{lost} can no longer take the writer: {}", scene.wish.why)));
+                self.end(Err(format!("{lost} can no longer take it, and nobody else can")), events);
+            }
+        }
+    }
+
+    fn release(&mut self, slot: &mut Slot, epochs: &mut Epoch, events: &mut Vec<Event>) {
+        if let Some(holder) = slot.state.holder.clone() {
+            slot.release(next(epochs));
+            events.push(Event::Decided(format!("{holder} is to let go of the writer")));
+        }
+    }
+
+    /// Goes back: the old master writes again. `again_from`: no automatic try for a while from then.
+    fn fail(
+        &mut self,
+        slot: &mut Slot,
+        granters: &Granters<'_>,
+        epochs: &mut Epoch,
+        again_from: Option<Millis>,
+        why: &str,
+        events: &mut Vec<Event>,
+    ) {
+        if slot.state.holder.is_some() && !slot.state.write {
+            slot.rewrite(next(epochs), granters.for_holder(slot), true);
+        }
+        events
+            .push(Event::Decided(format!("The move of the writer has failed, {} writes on: {why}", self.old_master())));
+        if let Some(now) = again_from {
+            self.paused_until = now + PAUSE;
+        }
+        let text = format!("{why}. The writer is still on '{}'.", self.old_master());
+        self.end(Err(text), events);
+    }
+
+    fn end(&mut self, result: Result<(), String>, events: &mut Vec<Event>) {
+        if result.is_err() {
+            events.push(Event::GaveUp);
+        }
+        self.answer(result, events);
+        self.phase = Phase::Settled;
+        self.force = false;
+    }
+
+    fn answer(&mut self, result: Result<(), String>, events: &mut Vec<Event>) {
+        if let Some(request) = self.request.take() {
+            events.push(Event::Answer(request, result.map(|()| self.old_master())));
+        }
+    }
+
+    fn old_master(&self) -> String {
+        self.from.as_ref().map_or_else(|| "nobody".to_owned(), |h| h.0.clone())
+    }
+}
+
+/// Who may grant to whom: all other hosts of the role (safety.md, "Choosing granters").
+pub(crate) struct Granters<'a> {
+    pub(crate) hosts: &'a [HostName],
+}
+
+impl Granters<'_> {
+    pub(crate) fn for_host(&self, holder: &HostName) -> BTreeSet<HostName> {
+        self.hosts.iter().filter(|h| *h != holder).cloned().collect()
+    }
+
+    fn for_holder(&self, slot: &Slot) -> BTreeSet<HostName> {
+        slot.state.holder.as_ref().map(|h| self.for_host(h)).unwrap_or_default()
+    }
+}
+
+pub(crate) fn next(epochs: &mut Epoch) -> Epoch {
+    epochs.0 += 1;
+    *epochs
+}
+
+fn quiesce_limit(cluster: &Cluster) -> Duration {
+    cluster.move_grace + cluster.move_timeout + SLACK
+}
+
+fn outcome_of<'a>(scene: &Scene<'a>, host: &HostName, task: Epoch) -> Option<&'a TaskOutcome> {
+    scene.hosts.get(host)?.report?.task.as_ref().filter(|t| t.id == task).map(|t| &t.outcome)
+}
+
+/// The holder is there, holds by the newest decision, and its server can be asked to stop writing.
+fn can_cooperate(scene: &Scene<'_>, from: &HostName, epoch: Epoch) -> bool {
+    scene.hosts.get(from).is_some_and(|h| {
+        h.agent_answers
+            && h.server_alive
+            && h.report.is_some_and(|r| r.addresses.get(&scene.address).is_some_and(|a| a.has && a.seen == epoch))
+    })
+}
+
+/// Why the target is not near enough to the old master; None: it is.
+fn far(scene: &Scene<'_>, from: Option<&HostName>, to: &HostName) -> Option<String> {
+    let from = scene.hosts.get(from?)?;
+    let Some(replication) = scene.hosts.get(to).and_then(|h| h.report).and_then(|r| r.server.replication.as_ref())
+    else {
+        return Some("it does not replicate".to_owned());
+    };
+    if replication.source.parse() != Ok(from.ip) {
+        return Some(format!("it replicates from '{}', not from {}", replication.source, from.ip));
+    }
+    if !(replication.io_running && replication.sql_running) {
+        return Some(format!("its replication is not running: {}", replication.error));
+    }
+    match replication.behind_ms {
+        Some(behind) if Duration::from_millis(behind) <= NEAR => None,
+        Some(behind) => Some(format!("it is {behind} ms behind")),
+        None => Some("how far it is behind is not known".to_owned()),
+    }
+}

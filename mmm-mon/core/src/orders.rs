@@ -1,0 +1,88 @@
+//! Stage 5: one complete order per connected host. Changes are sent at once, renewals in answer to each report.
+//!
+//! Renewing is not deciding: it goes on in every mode and without a network (safety.md, "modes and outages").
+
+use crate::io::Output;
+use crate::states::Compared;
+use crate::{Core, Host};
+use mmm_common::epoch::Anchor;
+use mmm_common::ids::{HostName, Millis};
+use mmm_common::order::{AddressOrder, Order, ReplicationOrder};
+use mmm_common::state::HostState;
+use std::collections::BTreeMap;
+
+impl Core {
+    /// `answer`: the host whose report is being handled; it gets an order whether or not anything changed.
+    pub(crate) fn send_orders(&mut self, now: Millis, answer: Option<&HostName>, out: &mut Vec<Output>) {
+        let names: Vec<HostName> = self.hosts.keys().cloned().collect();
+        for name in names {
+            let Some(anchor) = self.hosts[&name].facts.link.as_ref().and_then(|l| l.anchor) else { continue };
+            let before = self.sent.get(&name);
+            let renew = answer == Some(&name) || before.is_none_or(|o| o.answers.boot != anchor.boot);
+            // Looking must not extend leases: what would be sent is compared on copies of nothing but the decision.
+            if !renew && before.is_some_and(|o| self.says_the_same(&name, o)) {
+                continue;
+            }
+            let order = self.order_for(&name, anchor, now);
+            self.sent.insert(name.clone(), order.clone());
+            out.push(Output::Send { host: name, order: Box::new(order) });
+        }
+    }
+
+    fn says_the_same(&self, name: &HostName, before: &Order) -> bool {
+        let Some(host) = self.hosts.get(name) else { return true };
+        before.state == host.status.state
+            && before.task == self.handover.task_for(name, &self.config.cluster)
+            && before.replication == self.replication_for(name, host)
+            && self.slots.iter().all(|(ip, slot)| match before.addresses.get(ip) {
+                Some(AddressOrder::Hold(h)) => {
+                    h.epoch == slot.state.epoch && h.proof == slot.others_than(Some(name)).is_empty()
+                }
+                Some(AddressOrder::LetGo { epoch }) => *epoch == slot.state.epoch,
+                None => self.contested.contains_key(ip),
+            })
+    }
+
+    fn order_for(&mut self, name: &HostName, anchor: Anchor, now: Millis) -> Order {
+        let mut addresses = BTreeMap::new();
+        for (ip, slot) in &mut self.slots {
+            if self.contested.contains_key(ip) && slot.state.holder.as_ref() == Some(name) {
+                continue;
+            }
+            addresses.insert(*ip, slot.order_for(name, now));
+        }
+        let host = &self.hosts[name];
+        Order {
+            answers: anchor,
+            state: host.status.state,
+            addresses,
+            replication: self.replication_for(name, host),
+            task: self.handover.task_for(name, &self.config.cluster),
+        }
+    }
+
+    /// Nobody is pointed at anybody before their data have been compared.
+    fn replication_for(&self, name: &HostName, host: &Host) -> ReplicationOrder {
+        if !self.handover.is_settled() || self.is_held_back() {
+            return ReplicationOrder::Keep;
+        }
+        let Some(active) = self.active.as_ref().filter(|a| self.writer_holder() == Some(*a)) else {
+            return ReplicationOrder::Keep;
+        };
+        if name == active {
+            let peer = self.config.cluster.hosts.get(name).and_then(|h| h.peer.as_ref());
+            let Some(peer) = peer else { return ReplicationOrder::Keep };
+            return match self.hosts.get(peer).map(|h| (h.status.state, h.compared)) {
+                Some((HostState::HardOffline, _)) | None => ReplicationOrder::Keep,
+                Some((_, Compared::Subset)) => ReplicationOrder::Follow { host: peer.clone() },
+                Some((_, Compared::Extra(_))) => ReplicationOrder::Detached,
+                Some((_, Compared::Open | Compared::Needless)) => ReplicationOrder::Keep,
+            };
+        }
+        match (host.status.state, host.compared) {
+            (HostState::HardOffline, _) => ReplicationOrder::Keep,
+            (_, Compared::Subset) => ReplicationOrder::Follow { host: active.clone() },
+            (_, Compared::Open | Compared::Needless | Compared::Extra(_)) => ReplicationOrder::Keep,
+        }
+    }
+}

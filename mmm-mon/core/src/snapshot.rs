@@ -1,0 +1,51 @@
+//! What survives a restart of the monitor: decisions, states, the mode. Saved before it is acted on.
+
+use crate::slot::SlotState;
+use crate::states::HostStatus;
+use mmm_common::epoch::Epoch;
+use mmm_common::ids::{HostName, Millis};
+use mmm_common::state::MonitorMode;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The last epoch used.
+    pub epoch: Epoch,
+    pub mode: MonitorMode,
+    /// Why the mode is passive.
+    pub cause: Option<String>,
+    pub hosts: BTreeMap<HostName, HostStatus>,
+    pub slots: BTreeMap<IpAddr, SlotState>,
+    /// Who was seen open for writes last: the data others are compared with.
+    pub active: Option<HostName>,
+    /// Roles that an operator prepared in passive mode, or asked for.
+    pub intent: BTreeMap<IpAddr, HostName>,
+    /// On the saving monitor's clock; every other time in here is before it.
+    pub saved_at: Millis,
+}
+
+impl Snapshot {
+    /// Moves all times onto a new clock, on which the saving happened `ago` before `now`.
+    pub(crate) fn on_clock(mut self, now: Millis, ago: Duration) -> Self {
+        let saved_at = self.saved_at;
+        let shift = |t: &mut Millis| *t = now - ago - saved_at.since(*t);
+        for host in self.hosts.values_mut() {
+            shift(&mut host.since);
+            host.falls.iter_mut().for_each(shift);
+            host.flapping_since.iter_mut().for_each(shift);
+            host.down.iter_mut().for_each(|down| shift(&mut down.at));
+        }
+        self.saved_at = now - ago;
+        self
+    }
+
+    /// Whether anything but the time of saving differs.
+    pub(crate) fn differs(&self, other: &Snapshot) -> bool {
+        let mut other = other.clone();
+        other.saved_at = self.saved_at;
+        *self != other
+    }
+}
