@@ -186,8 +186,8 @@ fn every_verb_asks_for_what_it_says() {
     check(
         "confirm_dead db1",
         r#"{"verb":"confirm_dead","host":"db1"}"#,
-        &done("Host 'db1' counts as dead until its agent answers."),
-        "OK: Host 'db1' counts as dead until its agent answers.\n",
+        &done("Host 'db1' counts as dead. Keep it off the network until its agent has answered here again!"),
+        "OK: Host 'db1' counts as dead. Keep it off the network until its agent has answered here again!\n",
         0,
     );
 }
@@ -204,14 +204,14 @@ fn show_prints_mmms_lines() {
                 { "role": "reader", "ip": "192.168.0.51" }, { "role": "writer", "ip": "192.168.0.50" } ] },
             { "name": "db2", "ip": "192.168.0.32", "mode": "master", "state": "AWAITING_RECOVERY", "roles": [] },
         ],
-        "notes": ["Role writer is preferably held by db1"],
+        "notes": ["Role writer has preferred host db1"],
     });
     let wanted = "\
 # --- Monitor is in PASSIVE MODE ---
 # Cause: set by the operator
 # Warning: agent on host db1 is not reachable
   db1(192.168.0.31) master/ONLINE. Roles: reader(192.168.0.51), writer(192.168.0.50)
-  db2(192.168.0.32) master/AWAITING_RECOVERY. Roles: \n# Role writer is preferably held by db1
+  db2(192.168.0.32) master/AWAITING_RECOVERY. Roles: \n# Role writer has preferred host db1
 ";
     check("show", r#"{"verb":"show"}"#, &answer.to_string(), wanted, 0);
 }
