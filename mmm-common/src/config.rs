@@ -73,7 +73,7 @@ pub struct Host {
     pub mysql_port: u16,
     /// This and the next three are empty in the monitor's configuration, which needs none of them.
     pub agent_user: String,
-    /// In an agent's configuration only its own host's, when it stands in a file of its own.
+    /// In an agent's configuration only its own host's.
     pub agent_password: Secret,
     pub replication_user: String,
     pub replication_password: Secret,

@@ -3,7 +3,7 @@
 //! Pure: a configuration in, findings out. A finding names the options it follows from, so that the parser can show
 //! its line, and leave it out when one of them could not be read in the first place.
 
-use super::suggest::hint;
+use super::suggest::known;
 use super::{Agent, Cluster, Host, Monitor, Role};
 use crate::ids::HostName;
 use crate::state::{HostMode, RoleMode};
@@ -82,9 +82,10 @@ pub fn monitor(monitor: &Monitor) -> Vec<Finding> {
             if check.trap_period < least && !check.trap_period.is_zero() {
                 // Without the check's name: what stands in [check.default] is then said once.
                 let text = format!(
-                    "trap_period {:?} is shorter than {key} {least:?}: a single late answer would count as a failure; \
+                    "trap_period {} is shorter than {key} {}: a single late answer would count as a failure; \
                      make trap_period at least as long, better three times that",
-                    check.trap_period
+                    shown(check.trap_period),
+                    shown(least)
                 );
                 found.push(finding([at(&section, "trap_period"), at(&section, key)], text));
             }
@@ -102,11 +103,7 @@ pub fn agent(agent: &Agent) -> Vec<Finding> {
             plaintext(&mut found, &agent.cluster, host.ip, in_host(&agent.this, "ip"), "mmm_agentd", &what);
         }
         None => {
-            let text = format!(
-                "this = \"{}\" is not a host of the cluster: {}",
-                agent.this,
-                hosts_hint(&agent.cluster, &agent.this)
-            );
+            let text = format!("this = \"{}\" is not a host of the cluster: {}", agent.this, hosts_of(&agent.cluster));
             found.push(finding([at("", "this")], text));
         }
     }
@@ -154,14 +151,18 @@ fn times(found: &mut Vec<Finding>, cluster: &Cluster) {
     );
     if lease < SHORTEST_LEASE {
         let text = format!(
-            "lease_ttl is {lease:?}, but the kernel may remove an address up to 1 s late: make it {SHORTEST_LEASE:?} or longer"
+            "lease_ttl is {}, but the kernel may remove an address up to 1 s late: make it {} or longer",
+            shown(lease),
+            shown(SHORTEST_LEASE)
         );
         found.push(finding([at("", "lease_ttl")], text));
     }
     if lease < heartbeat.saturating_mul(HEARTBEATS_PER_LEASE) {
         let text = format!(
-            "lease_ttl is {lease:?} and heartbeat_interval {heartbeat:?}: a few lost messages would take a healthy \
-             host's roles away; make lease_ttl at least {HEARTBEATS_PER_LEASE} times heartbeat_interval"
+            "lease_ttl is {} and heartbeat_interval {}: a few lost messages would take a healthy \
+             host's roles away; make lease_ttl at least {HEARTBEATS_PER_LEASE} times heartbeat_interval",
+            shown(lease),
+            shown(heartbeat)
         );
         found.push(finding([at("", "lease_ttl"), at("", "heartbeat_interval")], text));
     }
@@ -170,8 +171,8 @@ fn times(found: &mut Vec<Finding>, cluster: &Cluster) {
 fn writer(found: &mut Vec<Finding>, cluster: &Cluster) {
     let name = &cluster.active_master_role;
     let Some(role) = cluster.roles.get(name) else {
-        let hint = hint(name.as_str(), cluster.roles.keys().map(|r| r.as_str()).collect::<Vec<_>>());
-        let text = format!("active_master_role is '{name}', but there is no [role.{name}]: {hint}");
+        let roles = known(cluster.roles.keys().map(|role| role.as_str()));
+        let text = format!("active_master_role is '{name}', but there is no [role.{name}]: {roles}");
         return found.push(finding([at("", "active_master_role")], text));
     };
     if role.mode != RoleMode::Exclusive {
@@ -209,28 +210,26 @@ fn peers(found: &mut Vec<Finding>, cluster: &Cluster, name: &HostName, host: &Ho
         return found.push(finding(about(name, "peer"), text));
     }
     let Some(other) = cluster.hosts.get(peer) else {
-        let text = format!("the peer of '{name}' is '{peer}', which is not a host: {}", hosts_hint(cluster, peer));
+        let text = format!("the peer of '{name}' is '{peer}', which is not a host: {}", hosts_of(cluster));
         return found.push(finding(about(name, "peer"), text));
     };
     if other.mode == HostMode::Slave {
         let text = format!("the peer of '{name}' is '{peer}', which is a slave: a peer is the other master");
         return found.push(finding(about(peer, "mode"), text));
     }
-    match &other.peer {
-        Some(back) if back != name => {
-            let text = format!("'{name}' names '{peer}' as its peer, but '{peer}' names '{back}': masters go in pairs");
-            found.push(finding(about(peer, "peer"), text));
-        }
-        // Without a peer: said there.
-        Some(_) | None => {}
+    // Where the other's peer cannot be one, that has been said there.
+    let possible =
+        |back: &HostName| back != peer && cluster.hosts.get(back).is_some_and(|h| h.mode == HostMode::Master);
+    if let Some(back) = other.peer.as_ref().filter(|back| *back != name && possible(back)) {
+        let text = format!("'{name}' names '{peer}' as its peer, but '{peer}' names '{back}': masters go in pairs");
+        found.push(finding(about(peer, "peer"), text));
     }
 }
 
 fn one_role(found: &mut Vec<Finding>, cluster: &Cluster, name: &str, role: &Role) {
     for (i, host) in role.hosts.iter().enumerate() {
         if !cluster.hosts.contains_key(host) {
-            let text =
-                format!("role '{name}' names host '{host}', which does not exist: {}", hosts_hint(cluster, host));
+            let text = format!("role '{name}' names host '{host}', which does not exist: {}", hosts_of(cluster));
             found.push(finding([in_role(name, "hosts")], text));
         }
         if role.hosts[..i].contains(host) {
@@ -258,8 +257,8 @@ fn one_role(found: &mut Vec<Finding>, cluster: &Cluster, name: &str, role: &Role
         found.push(finding([in_role(name, "prefer"), in_role(name, "mode")], text));
     }
     if !role.hosts.contains(prefer) {
-        let hint = hint(prefer.as_str(), role.hosts.iter().map(HostName::as_str).collect::<Vec<_>>());
-        let text = format!("role '{name}' prefers '{prefer}', which is not one of its hosts: {hint}");
+        let hosts = known(role.hosts.iter().map(HostName::as_str));
+        let text = format!("role '{name}' prefers '{prefer}', which is not one of its hosts: {hosts}");
         found.push(finding([in_role(name, "prefer"), in_role(name, "hosts")], text));
     }
 }
@@ -325,8 +324,13 @@ fn never_zero(found: &mut Vec<Finding>, section: &str, times: &[(&'static str, D
     }
 }
 
-fn hosts_hint(cluster: &Cluster, name: &HostName) -> String {
-    hint(name.as_str(), cluster.hosts.keys().map(HostName::as_str).collect::<Vec<_>>())
+fn hosts_of(cluster: &Cluster) -> String {
+    known(cluster.hosts.keys().map(HostName::as_str))
+}
+
+/// As one would write it.
+fn shown(time: Duration) -> String {
+    if time.is_zero() { "0".to_owned() } else { format!("{time:?}") }
 }
 
 fn at(section: &str, key: &'static str) -> At {

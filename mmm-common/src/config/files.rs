@@ -80,7 +80,6 @@ impl Loader {
         let table = match tree::parse(&text) {
             Ok(table) => table,
             Err((line, why)) => {
-                // The message could quote a word of the line, and the word be a password without its quotes.
                 let old = text.lines().any(|l| l.trim_start().starts_with('<'));
                 let cure = if old {
                     " (this looks like a file of MMM 2.x: it has to be rewritten as TOML, with [host.db1] for <host db1>)"

@@ -212,7 +212,7 @@ fn unknown(kind: Kind, section: &str, name: &str) -> String {
             .to_owned();
     }
     if let Some(instead) = replaced(kind, name) {
-        return format!("'{name}' of MMM 2.x means nothing here any more: {instead}");
+        return format!("'{name}' of MMM means nothing here any more: {instead}");
     }
     if let Some(place) = belongs(name) {
         return format!("'{name}' is no option {here}: it belongs {place}");
@@ -221,10 +221,7 @@ fn unknown(kind: Kind, section: &str, name: &str) -> String {
     if kind == Kind::Top {
         known.extend(Kind::ALL.into_iter().map(Kind::word).filter(|word| !word.is_empty()));
     }
-    match suggest::nearest(name, known.iter().copied()) {
-        Some(near) => format!("unknown option '{name}' {here}: did you mean '{near}'?"),
-        None => format!("unknown option '{name}' {here}: known are {}", known.join(", ")),
-    }
+    format!("unknown option '{name}' {here}: {}", suggest::hint(name, known))
 }
 
 /// The section that gives this one its defaults; itself when there is none.

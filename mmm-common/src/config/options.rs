@@ -296,6 +296,22 @@ pub(super) fn belongs(name: &str) -> Option<String> {
     if places.is_empty() { None } else { Some(places.join(", or ")) }
 }
 
+/// What to write where an option is missing.
+pub(super) fn example(kind: Kind, name: &str) -> Option<&'static str> {
+    let text = match (kind, name) {
+        (Kind::Top, "this") => r#"this = "db1" (the name of this host)"#,
+        (Kind::Host, "ip") => r#"ip = "192.168.0.31""#,
+        (Kind::Host, "mode") => r#"mode = "master" or mode = "slave""#,
+        (Kind::Host, "cluster_interface") => r#"cluster_interface = "eth0""#,
+        (Kind::Role, "mode") => r#"mode = "exclusive" or mode = "balanced""#,
+        (Kind::Role, "hosts") => r#"hosts = ["db1", "db2"]"#,
+        (Kind::Role, "ips") => r#"ips = ["192.168.0.50"]"#,
+        (Kind::Monitor, "ping_ips") => r#"ping_ips = ["192.168.0.1"] (addresses that always answer, as the gateway's)"#,
+        (Kind::Top | Kind::Host | Kind::Role | Kind::Monitor | Kind::Check | Kind::Agent, _) => return None,
+    };
+    Some(text)
+}
+
 const TOOLS: &str = "the backup and clone tools of MMM 2.x are not part of this version: leave it out";
 const SYSTEMD: &str = "the daemons stay in the foreground and systemd knows their process: leave it out";
 

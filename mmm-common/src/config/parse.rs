@@ -206,6 +206,8 @@ impl Draft {
             let text =
                 "there are no hosts: name each in a [host.NAME], usually in mmm_common.toml, and include that file";
             self.mistake(None, text.to_owned());
+            // The roles are in the same file, most likely.
+            self.blank.insert(At { section: String::new(), key: opt::ACTIVE_MASTER_ROLE.name });
         }
         // An agent logs in to its own server only.
         let this = self.merged.get(&top(), &opt::THIS).and_then(|found| (opt::THIS.read)(&found.node).ok());
@@ -344,11 +346,14 @@ impl Draft {
             }
             for section in sections {
                 let place = self.merged.place(&[At { section: section.clone(), key: "" }]);
-                let text = if section.is_empty() {
-                    format!("{key} is missing: give it at the top of the file, as in this = \"db1\"")
-                } else {
-                    format!("{key}{alternative} is missing in [{section}]: add it")
+                let (word, _) = section.split_once('.').unwrap_or((&section, ""));
+                let kind = Kind::ALL.into_iter().find(|kind| kind.word() == word);
+                let cure = match kind.and_then(|kind| opt::example(kind, key)) {
+                    Some(example) => format!("add {example}"),
+                    None => "add it".to_owned(),
                 };
+                let here = if section.is_empty() { " at the top".to_owned() } else { format!(" in [{section}]") };
+                let text = format!("{key}{alternative} is missing{here}: {cure}");
                 self.mistake(place, text);
             }
         }

@@ -6,15 +6,19 @@ pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     known.into_iter().map(|k| (distance(word, k), k)).filter(|(d, _)| *d <= most).min().map(|(_, k)| k)
 }
 
-/// `: did you mean 'x'?`, or else what is known.
-pub(super) fn hint<'a>(word: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
-    match nearest(word, known.clone()) {
+/// "did you mean 'x'?", or else what is known.
+pub(super) fn hint<'a>(word: &str, words: impl IntoIterator<Item = &'a str> + Clone) -> String {
+    match nearest(word, words.clone()) {
         Some(near) => format!("did you mean '{near}'?"),
-        None => {
-            let known: Vec<&str> = known.into_iter().collect();
-            if known.is_empty() { "there are none yet".to_owned() } else { format!("known are: {}", known.join(", ")) }
-        }
+        None => known(words),
     }
+}
+
+/// What is known. For names that the operator has given: those are often near each other (db1, db2), so the nearest
+/// would be a guess.
+pub(super) fn known<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    let words: Vec<&str> = words.into_iter().collect();
+    if words.is_empty() { "there are none yet".to_owned() } else { format!("known are {}", words.join(", ")) }
 }
 
 /// How many letters have to be added, left out, changed or swapped with their neighbour, whatever their case.
@@ -56,7 +60,7 @@ mod tests {
         assert_eq!(nearest("trap_perod", ["check_period", "trap_period"]), Some("trap_period"));
         assert_eq!(nearest("colour", ["check_period", "trap_period"]), None);
         assert_eq!(nearest("ix", ["ip", "peer"]), Some("ip"));
-        assert_eq!(hint("colour", ["ip", "peer"]), "known are: ip, peer");
+        assert_eq!(hint("colour", ["ip", "peer"]), "known are ip, peer");
         assert_eq!(hint("colour", []), "there are none yet");
     }
 }
