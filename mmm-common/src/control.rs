@@ -5,7 +5,7 @@
 use crate::ids::{HostName, RoleName};
 use crate::state::{CheckKind, CheckResult, HostMode, HostState, MonitorMode};
 use serde::{Deserialize, Serialize};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +56,32 @@ impl Command {
             | Command::MoveRole { .. }
             | Command::SetIp { .. }
             | Command::ConfirmDead { .. } => false,
+        }
+    }
+}
+
+/// As typed after `mmm_control`: for the log.
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Command::Ping => f.write_str("ping"),
+            Command::Show => f.write_str("show"),
+            Command::Checks { host, check } => {
+                let host = host.as_ref().map_or("all", HostName::as_str);
+                write!(f, "checks {host} {}", check.map_or("all", CheckKind::as_str))
+            }
+            Command::Mode => f.write_str("mode"),
+            Command::SetActive => f.write_str("set_active"),
+            Command::SetManual => f.write_str("set_manual"),
+            Command::SetPassive => f.write_str("set_passive"),
+            Command::SetOnline { host } => write!(f, "set_online {host}"),
+            Command::SetOffline { host } => write!(f, "set_offline {host}"),
+            Command::MoveRole { role, host, force } => {
+                let force = if *force { "--force " } else { "" };
+                write!(f, "move_role {force}{role} {host}")
+            }
+            Command::SetIp { ip, host } => write!(f, "set_ip {ip} {host}"),
+            Command::ConfirmDead { host } => write!(f, "confirm_dead {host}"),
         }
     }
 }

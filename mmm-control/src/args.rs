@@ -260,6 +260,28 @@ mod tests {
     }
 
     #[test]
+    fn a_command_is_logged_as_it_was_typed() {
+        for words in [
+            "ping",
+            "show",
+            "checks all all",
+            "checks db1 rep_threads",
+            "mode",
+            "set_active",
+            "set_manual",
+            "set_passive",
+            "set_online db1",
+            "set_offline db1",
+            "move_role writer db2",
+            "move_role --force writer db2",
+            "set_ip 192.168.0.50 db1",
+            "confirm_dead db1",
+        ] {
+            assert_eq!(asked(words).command.map(|c| c.to_string()), Ok(words.to_owned()));
+        }
+    }
+
+    #[test]
     fn json_is_noticed_even_in_a_wrong_line() {
         let (json, result) = read(vec!["--json".into(), "shwo".into()]);
         assert!(json && matches!(result, Err(Instead::WrongUsage(_))));
