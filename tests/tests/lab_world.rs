@@ -62,7 +62,9 @@ fn replicates(lab: &Lab) -> Result<()> {
     wait_count(lab, "db2", "2")?;
     wait_count(lab, "db3", "2")?;
     // The other way round the circle: from db2 to db1, and through db1 to db3, with the numbers of db2.
+    lab.mysql("db2", "SET GLOBAL read_only=0")?;
     lab.mysql("db2", "INSERT INTO app.t (id, server) VALUES (3, @@server_id)")?;
+    lab.mysql("db2", "SET GLOBAL read_only=1")?;
     wait_count(lab, "db1", "3")?;
     wait_count(lab, "db3", "3")?;
     let n = lab.mysql("db3", "SELECT n FROM app.t WHERE id=3")?;

@@ -103,10 +103,10 @@ impl Journal {
         longest
     }
 
-    /// Calls since `from` that were given up at the time limit: connects and statements.
+    /// Calls that were given up at the time limit since `from`: connects and statements.
     pub fn timeouts(&self, from: Instant) -> usize {
-        let connects = self.failed_connects.iter().filter(|c| c.at >= from && c.took >= self.limit).count();
-        connects + self.writes.iter().filter(|w| w.sent >= from && w.ended - w.sent >= self.limit).count()
+        let connects = self.failed_connects.iter().filter(|c| c.at + c.took >= from && c.took >= self.limit).count();
+        connects + self.writes.iter().filter(|w| w.ended >= from && w.ended - w.sent >= self.limit).count()
     }
 
     /// How often each reason was seen since `from`, of writes without an acknowledgement and of failed connects.
@@ -380,6 +380,7 @@ mod tests {
         let mut j = journal(&[0, 20]);
         j.writes[1].ended += Duration::from_millis(500);
         assert_eq!(j.timeouts(j.began), 1);
-        assert_eq!(j.timeouts(j.began + Duration::from_millis(30)), 0);
+        assert_eq!(j.timeouts(j.began + Duration::from_millis(510)), 1, "it was sent before, and given up after");
+        assert_eq!(j.timeouts(j.began + Duration::from_millis(530)), 0);
     }
 }
