@@ -1,1 +1,495 @@
-//! x
+//! Stories on real servers, each told for every kind that is unpacked on this machine.
+
+mod servers;
+
+use super::Database;
+use crate::clock;
+use mmm_agent_core::io::{Input, Step};
+use mmm_common::config::{Agent, Cluster, Host, OnDrainTimeout, Role, Secret};
+use mmm_common::epoch::Epoch;
+use mmm_common::gtid::Gtids;
+use mmm_common::ids::{HostName, Millis};
+use mmm_common::order::{Task, Work};
+use mmm_common::report::{Life, ServerReport, TaskOutcome, Writing};
+use mmm_common::state::{HostMode, RoleMode};
+use mysql_async::Conn;
+use mysql_async::prelude::Queryable;
+use servers::{AGENT_PASSWORD, Instance, REPLICATION_PASSWORD, WRITER, start};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{Instant, sleep, timeout};
+
+const SECOND: Duration = Duration::from_secs(1);
+const HANG: Duration = SECOND;
+const PATIENCE: Duration = Duration::from_secs(15);
+
+macro_rules! stories {
+    ($($name:ident),* $(,)?) => {
+        mod mariadb_10_11 { $(#[tokio::test] async fn $name() { super::$name("mariadb-10.11").await })* }
+        mod mariadb_11_8 { $(#[tokio::test] async fn $name() { super::$name("mariadb-11.8").await })* }
+        mod mysql_9_7 { $(#[tokio::test] async fn $name() { super::$name("mysql-9.7").await })* }
+    };
+}
+
+stories!(
+    a_killed_server_is_dead_at_once_and_alive_again_after_its_start,
+    a_clean_shutdown_is_death_too,
+    a_stopped_server_is_hung_after_the_timeout_and_alive_when_it_goes_on,
+    who_is_not_let_in_or_may_not_look_says_what_is_missing,
+    a_saturated_server_is_alive_to_who_is_in_and_unknown_to_who_is_not,
+    read_only_gets_past_lock_tables_and_running_updates,
+    writable_is_not_begun_after_the_lease,
+    the_last_word_wins_between_writable_and_read_only,
+    quiesce_loses_no_acknowledged_write,
+    quiesce_refuses_prepared_transactions_and_leaves_the_server_writable,
+    the_writer_moves_there_and_back,
+    drain_applies_what_was_received_with_the_sql_thread_stopped,
+    what_cannot_be_applied_is_not_thrown_away,
+    catching_up_fails_at_once_when_the_sql_thread_is_stopped,
+    a_wrong_login_for_replication_is_told_without_the_password,
+);
+
+fn host(port: u16, peer: &str) -> Host {
+    Host {
+        ip: "127.0.0.1".parse().unwrap(),
+        mode: HostMode::Master,
+        peer: Some(peer.into()),
+        cluster_interface: "lo".to_owned(),
+        agent_port: 9989,
+        mysql_port: port,
+        agent_user: "mmm_agent".to_owned(),
+        agent_password: Secret(AGENT_PASSWORD.to_owned()),
+        replication_user: "replication".to_owned(),
+        replication_password: Secret(REPLICATION_PASSWORD.to_owned()),
+        monitor_user: String::new(),
+        monitor_password: Secret::default(),
+    }
+}
+
+/// db1 and db2 at these ports, `this` being the agent's.
+fn config(this: &str, db1: u16, db2: u16) -> Agent {
+    let roles = [(
+        "writer".into(),
+        Role {
+            mode: RoleMode::Exclusive,
+            hosts: vec!["db1".into(), "db2".into()],
+            ips: vec![WRITER.parse().unwrap()],
+            prefer: None,
+        },
+    )];
+    Agent {
+        cluster: Cluster {
+            active_master_role: "writer".into(),
+            lease_ttl: 3 * SECOND,
+            heartbeat_interval: SECOND / 2,
+            insecure_plaintext: true,
+            move_grace: SECOND,
+            move_timeout: 2 * SECOND,
+            drain_timeout: 30 * SECOND,
+            on_drain_timeout: OnDrainTimeout::Hold,
+            hang_timeout: HANG,
+            restart_grace: Duration::ZERO,
+            hosts: [("db1".into(), host(db1, "db2")), ("db2".into(), host(db2, "db1"))].into(),
+            roles: roles.into(),
+        },
+        this: this.into(),
+        state_path: PathBuf::new(),
+        mysql_socket: None,
+    }
+}
+
+/// The database side of one agent, and what it has said.
+struct Side {
+    database: Database,
+    inputs: UnboundedReceiver<Input>,
+    last: ServerReport,
+    tasks: u64,
+}
+
+impl Side {
+    fn of(config: Agent) -> Side {
+        let (tell, inputs) = unbounded_channel();
+        let database = Database::start(Arc::new(config), tell);
+        Side { database, inputs, last: ServerReport::unknown("test"), tasks: 0 }
+    }
+
+    /// An agent for one server alone.
+    fn alone(db1: &Instance) -> Side {
+        Side::of(config("db1", db1.port, 1))
+    }
+
+    async fn next(&mut self, limit: Duration) -> Input {
+        let input = timeout(limit, self.inputs.recv()).await.unwrap_or_else(|_| panic!("no input; last {:?}", self.last));
+        let input = input.unwrap();
+        if let Input::Server(report) = &input {
+            self.last = report.clone();
+        }
+        input
+    }
+
+    /// Waits for such a report; panics with the last one when it does not come.
+    async fn until(&mut self, what: &str, cond: impl Fn(&ServerReport) -> bool) -> Duration {
+        let begun = Instant::now();
+        loop {
+            let rest = (begun + PATIENCE).saturating_duration_since(Instant::now());
+            assert!(!rest.is_zero(), "not {what}: {:?}", self.last);
+            if let Input::Server(report) = self.next(rest).await
+                && cond(&report)
+            {
+                return begun.elapsed();
+            }
+        }
+    }
+
+    async fn alive(&mut self) {
+        self.until("alive", |r| r.life == Life::Alive).await;
+    }
+
+    async fn step(&mut self, step: Step) -> Result<(), String> {
+        self.database.queue(step.clone());
+        self.done(step).await
+    }
+
+    async fn done(&mut self, step: Step) -> Result<(), String> {
+        loop {
+            if let Input::Done { step: this, result } = self.next(PATIENCE).await
+                && this == step
+            {
+                return result;
+            }
+        }
+    }
+
+    async fn task(&mut self, work: Work) -> Result<Option<Gtids>, String> {
+        self.tasks += 1;
+        let id = Epoch(self.tasks);
+        self.database.queue(Step::Task(Task { id, work }));
+        loop {
+            if let Input::TaskDone { id: this, outcome } = self.next(PATIENCE).await {
+                assert_eq!(this, id);
+                return match outcome {
+                    TaskOutcome::Done { position } => Ok(position),
+                    TaskOutcome::Failed { why } => Err(why),
+                    TaskOutcome::Running => panic!("an ended task is not running"),
+                };
+            }
+        }
+    }
+}
+
+fn writable() -> Step {
+    Step::Writable { until: clock::now() + 60 * SECOND }
+}
+
+fn follow(name: &str) -> Step {
+    Step::Follow { host: HostName::from(name) }
+}
+
+fn catch_up(position: Option<Gtids>) -> Work {
+    Work::CatchUp { position: position.unwrap(), timeout_ms: 5000 }
+}
+
+async fn a_killed_server_is_dead_at_once_and_alive_again_after_its_start(kind: &str) {
+    let Some(mut db1) = start(kind, 1).await else { return };
+    let mut side = Side::alone(&db1);
+    side.until("alive and writing", |r| r.life == Life::Alive && r.writing == Writing::Allowed).await;
+    // Long enough for the tripwire to be set.
+    sleep(SECOND / 4).await;
+    db1.kill9();
+    let took = side.until("dead", |r| matches!(r.life, Life::Dead { .. })).await;
+    assert!(took < 2 * SECOND, "{took:?}");
+    let Life::Dead { why } = &side.last.life else { unreachable!() };
+    assert!(why.contains("broke") && why.contains("refused"), "{why}");
+    assert_eq!(side.last.writing, Writing::Unknown);
+    db1.reap();
+    db1.run().await;
+    side.alive().await;
+}
+
+async fn a_clean_shutdown_is_death_too(kind: &str) {
+    let Some(mut db1) = start(kind, 1).await else { return };
+    let mut side = Side::alone(&db1);
+    side.alive().await;
+    db1.sql("SHUTDOWN").await;
+    side.until("dead", |r| matches!(r.life, Life::Dead { .. })).await;
+    db1.reap();
+}
+
+async fn a_stopped_server_is_hung_after_the_timeout_and_alive_when_it_goes_on(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let mut side = Side::alone(&db1);
+    side.alive().await;
+    db1.pause();
+    let took = side.until("hung", |r| matches!(r.life, Life::Hung { .. })).await;
+    assert!(took > HANG / 2 && took < 3 * HANG, "{took:?}");
+    assert_eq!(side.last.writing, Writing::Unknown);
+    let begun = Instant::now();
+    let refused = side.step(Step::ReadOnly).await.unwrap_err();
+    assert!(refused.contains("no answer") && begun.elapsed() < 4 * SECOND, "{refused} {:?}", begun.elapsed());
+    db1.go_on();
+    side.until("alive", |r| r.life == Life::Alive && r.writing == Writing::Allowed).await;
+    side.step(Step::ReadOnly).await.unwrap();
+}
+
+async fn who_is_not_let_in_or_may_not_look_says_what_is_missing(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let unknown = async |change: fn(&mut Host)| {
+        let mut config = config("db1", db1.port, 1);
+        change(config.cluster.hosts.get_mut(&HostName::from("db1")).unwrap());
+        let mut side = Side::of(config);
+        side.until("a look", |r| r.life != ServerReport::unknown("not looked at yet").life).await;
+        let Life::Unknown { why } = side.last.life else { panic!("{:?}", side.last) };
+        why
+    };
+    let why = unknown(|h| h.agent_password = Secret("secret-and-wrong".to_owned())).await;
+    assert!(why.contains("1045") && why.contains("'mmm_agent'") && !why.contains("secret"), "{why}");
+    let why = unknown(|h| h.agent_user = "blind_agent".to_owned()).await;
+    assert!(why.contains("1227") && why.contains(db1.words("SLAVE MONITOR", "REPLICATION CLIENT")), "{why}");
+}
+
+async fn a_saturated_server_is_alive_to_who_is_in_and_unknown_to_who_is_not(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let mut side = Side::alone(&db1);
+    side.alive().await;
+    // All of its logins are open.
+    sleep(SECOND / 2).await;
+    db1.sql("SET GLOBAL max_connections=15").await;
+    let mut crowd: Vec<Conn> = Vec::new();
+    while let Ok(conn) = db1.login("app", "127.0.0.1").await {
+        crowd.push(conn);
+        assert!(crowd.len() < 30);
+    }
+    // The one place more, for those with CONNECTION ADMIN.
+    let _extra = db1.boss().await;
+    let mut other = Side::alone(&db1);
+    other.until("refused", |r| matches!(&r.life, Life::Unknown { why } if why.contains("1040"))).await;
+    side.step(Step::ReadOnly).await.unwrap();
+    assert_eq!((&side.last.life, side.last.writing), (&Life::Alive, Writing::ReadOnly));
+}
+
+async fn read_only_gets_past_lock_tables_and_running_updates(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let mut side = Side::alone(&db1);
+    side.alive().await;
+    db1.sql("INSERT INTO app.t (id) VALUES (1)").await;
+
+    let mut locking = db1.app().await;
+    locking.query_drop("LOCK TABLES app.t WRITE").await.unwrap();
+    let begun = Instant::now();
+    side.step(Step::ReadOnly).await.unwrap();
+    assert!(begun.elapsed() < 3 * SECOND);
+    assert_eq!(side.last.writing, Writing::ReadOnly, "the report came before the answer");
+    assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "1");
+
+    side.step(writable()).await.unwrap();
+    assert_eq!(side.last.writing, Writing::Allowed);
+
+    let mut updating = db1.app().await;
+    let update = tokio::spawn(async move { updating.query_drop("UPDATE app.t SET id=id+SLEEP(20)").await });
+    // In a transaction of its own, not holding anything up: it lives, and its COMMIT is refused.
+    let mut open = db1.app().await;
+    open.query_drop("START TRANSACTION; INSERT INTO app.t (id) VALUES (2)").await.unwrap();
+    sleep(SECOND / 4).await;
+    side.step(Step::ReadOnly).await.unwrap();
+    assert!(timeout(SECOND, update).await.unwrap().unwrap().is_err(), "the update was killed");
+    let refused = open.query_drop("COMMIT").await.unwrap_err().to_string();
+    assert!(refused.contains("1290"), "{refused}");
+    assert_eq!(db1.sql("SELECT COUNT(*) FROM app.t").await, "1");
+}
+
+async fn writable_is_not_begun_after_the_lease(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let mut side = Side::alone(&db1);
+    side.step(Step::ReadOnly).await.unwrap();
+    let late = side.step(Step::Writable { until: Millis(clock::now().0 - 1) }).await.unwrap_err();
+    assert!(late.contains("lease"), "{late}");
+    assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "1");
+}
+
+async fn the_last_word_wins_between_writable_and_read_only(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let mut side = Side::alone(&db1);
+    side.alive().await;
+    for _ in 0..20 {
+        side.database.queue(writable());
+        // Sometimes it has begun by then, sometimes not.
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+        side.step(Step::ReadOnly).await.unwrap();
+        assert_eq!(side.last.writing, Writing::ReadOnly);
+        assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "1");
+    }
+    side.step(writable()).await.unwrap();
+    assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "0");
+}
+
+async fn quiesce_loses_no_acknowledged_write(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let mut side = Side::alone(&db1);
+    side.alive().await;
+    let mut idle_on_writer = db1.login("app", WRITER).await.unwrap();
+    let mut idle_elsewhere = db1.app().await;
+    let mut writers = Vec::new();
+    for client in 0..6u64 {
+        let mut conn = db1.login("app", if client % 2 == 0 { WRITER } else { "127.0.0.1" }).await.unwrap();
+        writers.push(tokio::spawn(async move {
+            let mut acknowledged = Vec::new();
+            for n in 0u64.. {
+                let id = client * 1_000_000 + n;
+                let sql = if n % 3 == 0 {
+                    format!("START TRANSACTION; INSERT INTO app.t (id) VALUES ({id}); COMMIT")
+                } else {
+                    format!("INSERT INTO app.t (id) VALUES ({id})")
+                };
+                match conn.query_drop(sql).await {
+                    Ok(()) => acknowledged.push(id),
+                    Err(_) => break,
+                }
+            }
+            acknowledged
+        }));
+    }
+    sleep(SECOND / 2).await;
+    let position = side.task(Work::Quiesce { grace_ms: 300, timeout_ms: 3000 }).await.unwrap().unwrap();
+    assert_eq!(side.last.writing, Writing::ReadOnly, "the report came before the answer");
+    let rows: BTreeSet<u64> = {
+        let rows: Vec<u64> = db1.boss().await.query("SELECT id FROM app.t").await.unwrap();
+        rows.into_iter().collect()
+    };
+    let mut acknowledged = 0;
+    for writer in writers {
+        let ids = timeout(PATIENCE, writer).await.expect("a client hangs").unwrap();
+        acknowledged += ids.len();
+        assert!(ids.iter().all(|id| rows.contains(id)), "an acknowledged write is lost");
+    }
+    assert!(acknowledged > 50, "{acknowledged} writes are no load");
+    // Nothing came after the position: what the server has executed by now is exactly it.
+    side.until("reported", |r| r.executed.is_some()).await;
+    assert_eq!(side.last.executed.as_ref(), Some(&position));
+    assert!(idle_on_writer.query_drop("DO 1").await.is_err(), "idle sessions on the writer's address are closed");
+    idle_elsewhere.query_drop("DO 1").await.unwrap();
+}
+
+async fn quiesce_refuses_prepared_transactions_and_leaves_the_server_writable(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let mut side = Side::alone(&db1);
+    side.alive().await;
+    let mut app = db1.app().await;
+    for sql in ["XA START 'shop42'", "INSERT INTO app.t (id) VALUES (1)", "XA END 'shop42'", "XA PREPARE 'shop42'"] {
+        app.query_drop(sql).await.unwrap();
+    }
+    let why = side.task(Work::Quiesce { grace_ms: 100, timeout_ms: 1000 }).await.unwrap_err();
+    assert!(why.contains("shop42"), "{why}");
+    assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "0");
+}
+
+async fn the_writer_moves_there_and_back(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let Some(db2) = start(kind, 2).await else { return };
+    let servers = [&db1, &db2];
+    let mut sides = [Side::of(config("db1", db1.port, db2.port)), Side::of(config("db2", db1.port, db2.port))];
+    let names = ["db1", "db2"];
+    sides[1].step(Step::ReadOnly).await.unwrap();
+    db1.sql("INSERT INTO app.t (id) VALUES (0)").await;
+    sides[1].step(follow("db1")).await.unwrap();
+    assert!(sides[1].last.replication.as_ref().is_some_and(|r| r.io_running && r.sql_running && r.port == db1.port));
+    // Asked again, nothing is done.
+    sides[1].step(follow("db1")).await.unwrap();
+    for turn in 0..4usize {
+        let (from, to) = (turn % 2, (turn + 1) % 2);
+        servers[from].sql(&format!("INSERT INTO app.t (id) VALUES ({})", turn + 1)).await;
+        let position = sides[from].task(Work::Quiesce { grace_ms: 200, timeout_ms: 2000 }).await.unwrap();
+        let applied = sides[to].task(catch_up(position.clone())).await.unwrap().unwrap();
+        assert_eq!(applied.contains(&position.unwrap()), Some(true));
+        sides[to].step(Step::Detach).await.unwrap();
+        sides[to].step(writable()).await.unwrap();
+        servers[to].sql(&format!("INSERT INTO app.t (id) VALUES ({})", 100 + turn)).await;
+        sides[from].step(follow(names[to])).await.unwrap();
+        let ahead = sides[to].task(Work::Drain { timeout_ms: 2000 }).await.unwrap();
+        sides[from].task(catch_up(ahead)).await.unwrap();
+        let rows = "SELECT GROUP_CONCAT(id ORDER BY n) FROM app.t";
+        assert_eq!(servers[from].sql(rows).await, servers[to].sql(rows).await);
+        assert_eq!(servers[from].sql("SELECT COUNT(*) FROM app.t").await, (2 * turn + 3).to_string());
+    }
+}
+
+/// db2 follows db1 and has received, not applied, rows 1 to 5.
+async fn received_not_applied(kind: &str) -> Option<(Instance, Instance, Side)> {
+    let db1 = start(kind, 1).await?;
+    let db2 = start(kind, 2).await?;
+    let mut side = Side::of(config("db2", db1.port, db2.port));
+    side.step(Step::ReadOnly).await.unwrap();
+    side.step(follow("db1")).await.unwrap();
+    db2.sql(db2.words("STOP SLAVE SQL_THREAD", "STOP REPLICA SQL_THREAD")).await;
+    for id in 1..=5 {
+        db1.sql(&format!("INSERT INTO app.t (id) VALUES ({id})")).await;
+    }
+    side.until("received", |r| match (&r.replication, &r.executed) {
+        (Some(r), Some(executed)) => r.received.as_ref().and_then(|x| executed.missing(x)) == Some(5),
+        (..) => false,
+    })
+    .await;
+    assert_eq!(db2.sql("SELECT COUNT(*) FROM app.t").await, "0");
+    Some((db1, db2, side))
+}
+
+async fn drain_applies_what_was_received_with_the_sql_thread_stopped(kind: &str) {
+    let Some((db1, db2, mut side)) = received_not_applied(kind).await else { return };
+    db1.kill9();
+    let position = side.task(Work::Drain { timeout_ms: 5000 }).await.unwrap().unwrap();
+    assert_eq!(db2.sql("SELECT COUNT(*) FROM app.t").await, "5");
+    assert_eq!(side.last.executed, Some(position));
+    assert!(side.last.replication.as_ref().is_some_and(|r| !r.io_running));
+}
+
+async fn what_cannot_be_applied_is_not_thrown_away(kind: &str) {
+    let Some((mut db1, db2, mut side)) = received_not_applied(kind).await else { return };
+    if !db2.is_mariadb() {
+        // MySQL keeps its relay log: with both threads stopped the drain just goes on.
+        db2.sql("STOP REPLICA").await;
+        side.task(Work::Drain { timeout_ms: 5000 }).await.unwrap();
+        assert_eq!(db2.sql("SELECT COUNT(*) FROM app.t").await, "5");
+        return;
+    }
+    db1.kill9();
+    db1.reap();
+    db2.sql("STOP SLAVE").await;
+    let why = side.task(Work::Drain { timeout_ms: 2000 }).await.unwrap_err();
+    assert!(why.contains("5 transactions") && why.contains("both replication threads are stopped"), "{why}");
+    let why = side.step(follow("db1")).await.unwrap_err();
+    assert!(why.contains("5 transactions") && why.contains("cannot be asked"), "{why}");
+    assert_eq!(db2.status().await.text(&["Gtid_IO_Pos"]).unwrap(), "0-1-5", "still there");
+    // The source is back and has them: now starting loses nothing.
+    db1.run().await;
+    side.step(follow("db1")).await.unwrap();
+    side.task(catch_up(Some(Gtids::MariaDb("0-1-5".parse().unwrap())))).await.unwrap();
+    assert_eq!(db2.sql("SELECT COUNT(*) FROM app.t").await, "5");
+}
+
+async fn catching_up_fails_at_once_when_the_sql_thread_is_stopped(kind: &str) {
+    let Some((_db1, _db2, mut side)) = received_not_applied(kind).await else { return };
+    let received = side.last.replication.as_ref().unwrap().received.clone();
+    let begun = Instant::now();
+    let why = side.task(catch_up(received)).await.unwrap_err();
+    assert!(why.contains("5 transactions missing") && why.contains("SQL thread does not run"), "{why}");
+    assert!(begun.elapsed() < 2 * SECOND, "{:?}", begun.elapsed());
+    // Following again starts the thread, and throws nothing away.
+    side.step(follow("db1")).await.unwrap();
+    side.until("applied", |r| r.replication.as_ref().is_some_and(|x| x.received == r.executed)).await;
+}
+
+async fn a_wrong_login_for_replication_is_told_without_the_password(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let Some(db2) = start(kind, 2).await else { return };
+    let mut config = config("db2", db1.port, db2.port);
+    config.cluster.hosts.get_mut(&HostName::from("db1")).unwrap().replication_password = Secret("wrong-secret".to_owned());
+    let mut side = Side::of(config);
+    let answer = side.step(follow("db1")).await;
+    side.until("told", |r| r.replication.as_ref().is_some_and(|x| x.error.contains("1045"))).await;
+    let all = format!("{answer:?} {:?}", side.last);
+    assert!(!all.contains("wrong-secret"), "{all}");
+    assert!(!side.last.replication.as_ref().unwrap().io_running);
+}
