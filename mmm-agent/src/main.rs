@@ -1,1 +1,295 @@
-fn main() {}
+//! `mmm_agentd`: holds addresses, read_only and replication of one database host to what the monitor ordered.
+//!
+//! This file starts and ends the process: configuration, logging, what must be there before anything is promised,
+//! and signals. What it does while running is in [`runtime`]; what it decides is in the crate `mmm-agent-core`.
+//!
+//! Signals: SIGTERM and SIGINT let every role go and end; SIGUSR2 ends and leaves everything as it is (an upgrade: the
+//! next process goes on with the leases that still run); SIGHUP reads the configuration again, and when it is good
+//! and different the process replaces itself, keeping its roles.
+
+mod arp;
+mod clock;
+mod disk;
+mod monitor_link;
+mod mysql;
+mod netlink;
+mod runtime;
+mod sockets;
+#[cfg(test)]
+mod testnet;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use mmm_agent_core::Core;
+use mmm_common::config::parse::{self, Mistake};
+use mmm_common::config::{Agent as Config, Host};
+use nix::sys::signal::{SigSet, Signal as UnixSignal};
+use runtime::{Ending, Inbox, Runtime, Signal};
+use std::collections::BTreeSet;
+use std::io::{IsTerminal, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// The agent of MMM: runs on each database host and does what the monitor orders.
+#[derive(Parser)]
+#[command(name = "mmm_agentd", version)]
+struct Arguments {
+    /// The configuration.
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/mysql-mmm/mmm_agent.toml")]
+    config: PathBuf,
+    /// Read the configuration, print every mistake in it, and exit with 0 (good) or 2.
+    #[arg(long)]
+    check_config: bool,
+}
+
+/// The exit code for a configuration with mistakes.
+const BAD_CONFIG: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.check_config {
+        return check_config(&arguments.config);
+    }
+    start_logging();
+    let config = match parse::agent(&arguments.config) {
+        Ok(config) => Arc::new(config),
+        Err(mistakes) => {
+            log_mistakes(&mistakes);
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    let span = tracing::info_span!("agent", host = %config.this);
+    let _host = span.enter();
+    match run(config, &arguments.config) {
+        Ok(Ending::Stop) => {
+            tracing::info!("ended");
+            ExitCode::SUCCESS
+        }
+        Ok(Ending::Restart) => {
+            // Returns only when it failed. The addresses stay until their kernel lifetimes end or a new start
+            // goes on with them.
+            let e = become_new_self();
+            tracing::error!("could not start anew: {e:#}");
+            ExitCode::FAILURE
+        }
+        Err(e) => {
+            tracing::error!("{e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check_config(path: &Path) -> ExitCode {
+    let mut stderr = std::io::stderr();
+    // Nobody to tell when stderr is closed; the exit code says it too.
+    match parse::agent(path) {
+        Ok(config) => {
+            let _ = writeln!(stderr, "OK: {} is good; this is host '{}'.", path.display(), config.this);
+            ExitCode::SUCCESS
+        }
+        Err(mistakes) => {
+            for mistake in mistakes {
+                let _ = writeln!(stderr, "{mistake}");
+            }
+            ExitCode::from(BAD_CONFIG)
+        }
+    }
+}
+
+fn start_logging() {
+    let (filter, bad) = match std::env::var("RUST_LOG") {
+        Ok(text) => match text.parse() {
+            Ok(filter) => (filter, None),
+            Err(e) => (tracing_subscriber::EnvFilter::new("info"), Some(e)),
+        },
+        Err(_) => (tracing_subscriber::EnvFilter::new("info"), None),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    if let Some(e) = bad {
+        tracing::warn!("RUST_LOG is not understood ({e}); logging at info");
+    }
+}
+
+fn log_mistakes(mistakes: &[Mistake]) {
+    for mistake in mistakes {
+        tracing::error!("{mistake}");
+    }
+}
+
+fn run(config: Arc<Config>, path: &Path) -> anyhow::Result<Ending> {
+    let host = config
+        .cluster
+        .hosts
+        .get(&config.this)
+        .with_context(|| format!("'this' is '{}', and there is no [host.{}]", config.this, config.this))?;
+    check_capabilities()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
+    runtime.block_on(serve(&config, host, path))
+}
+
+async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result<Ending> {
+    // Before anything else: a signal during the start must not be lost, nor end the process by its default.
+    let signals = listen_for_signals(config, path)?;
+    let addresses = netlink::Addresses::new(&host.cluster_interface);
+    let link = addresses.link().await?;
+    if !link.up {
+        tracing::warn!("interface {} is down", host.cluster_interface);
+    }
+    if let Err(e) = sockets::can_destroy().await {
+        tracing::warn!("{e}");
+    }
+    let (disk, saved) = disk::Disk::open(&config.state_path)?;
+    let boot = clock::new_boot();
+    let machine_boot = clock::machine_boot()?;
+
+    let roles: BTreeSet<IpAddr> = config.cluster.addresses().into_keys().collect();
+    remove_endless(&addresses, &roles).await?;
+    let (changes, kernel) = mpsc::unbounded_channel();
+    netlink::watch(&host.cluster_interface, roles.clone(), changes)?;
+    let (inputs, database) = mpsc::unbounded_channel();
+    let server = mysql::Database::start(Arc::clone(config), inputs);
+    let myself = monitor_link::Myself { host: config.this.clone(), boot };
+    let (link, monitor) = monitor_link::MonitorLink::start(SocketAddr::new(host.ip, host.agent_port), myself);
+
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        boot = boot.0,
+        "started; role addresses go on interface {}",
+        host.cluster_interface
+    );
+    Runtime {
+        core: Core::new(config, saved, boot, machine_boot, clock::now()),
+        disk,
+        roles,
+        announcer: arp::Announcer::new(addresses.clone()),
+        addresses,
+        link,
+        server: Box::new(move |step| server.queue(step)),
+        inbox: Inbox { signals, database, kernel, monitor },
+        alarm: clock::Alarm::new().context("making a timer on CLOCK_BOOTTIME")?,
+        watchdog: sd_notify::watchdog_enabled(),
+    }
+    .run()
+    .await
+}
+
+/// An agent that goes on after a restart trusts that the kernel takes its addresses away in time. One that somebody
+/// has configured by hand (or another program, like MMM before) would stay for ever.
+async fn remove_endless(addresses: &netlink::Addresses, roles: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
+    for ip in addresses.endless(roles).await? {
+        tracing::warn!(%ip, "role address was on this host without a lifetime, so not put there by an agent; removing it");
+        addresses.remove(ip).await?;
+    }
+    Ok(())
+}
+
+/// The kernel would refuse later, one step at a time, in the middle of a failover.
+fn check_capabilities() -> anyhow::Result<()> {
+    // linux/capability.h
+    const NEEDED: [(u32, &str, &str); 2] =
+        [(12, "CAP_NET_ADMIN", "to add and remove role addresses"), (13, "CAP_NET_RAW", "to announce them by ARP")];
+    let status = std::fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
+    let held = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .context("no line CapEff in /proc/self/status")?;
+    let missing: Vec<String> = NEEDED
+        .iter()
+        .filter(|(bit, _, _)| held & (1 << bit) == 0)
+        .map(|(_, name, why)| format!("{name} ({why})"))
+        .collect();
+    if !missing.is_empty() {
+        bail!(
+            "missing: {}; run as root, or with AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW in the systemd unit",
+            missing.join(" and ")
+        );
+    }
+    Ok(())
+}
+
+/// Turns signals into words for the loop.
+fn listen_for_signals(config: &Arc<Config>, path: &Path) -> anyhow::Result<mpsc::UnboundedReceiver<Signal>> {
+    let (to_loop, signals) = mpsc::unbounded_channel();
+    let listen = |kind: SignalKind| signal(kind).context("listening for signals");
+    let plain = [
+        (listen(SignalKind::terminate())?, Signal::Leave),
+        (listen(SignalKind::interrupt())?, Signal::Leave),
+        (listen(SignalKind::user_defined2())?, Signal::Keep),
+    ];
+    for (mut stream, word) in plain {
+        let to_loop = to_loop.clone();
+        tokio::spawn(async move { while stream.recv().await.is_some() && to_loop.send(word).is_ok() {} });
+    }
+    let mut hangup = listen(SignalKind::hangup())?;
+    let (config, path) = (Arc::clone(config), path.to_owned());
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            if is_good_and_different(&config, &path).await && to_loop.send(Signal::Restart).is_err() {
+                return;
+            }
+        }
+    });
+    // Blocked by a process that became this one (below); those that came in between arrive now.
+    ours().thread_unblock().context("unblocking signals")?;
+    Ok(signals)
+}
+
+/// On SIGHUP. A configuration with which the agent would not start is refused too.
+async fn is_good_and_different(config: &Config, path: &Path) -> bool {
+    let new = match parse::agent(path) {
+        Ok(new) => new,
+        Err(mistakes) => {
+            log_mistakes(&mistakes);
+            tracing::error!("SIGHUP: the configuration has {} mistakes; keeping the old one", mistakes.len());
+            return false;
+        }
+    };
+    if new == *config {
+        tracing::info!("SIGHUP: the configuration has not changed");
+        return false;
+    }
+    let Some(host) = new.cluster.hosts.get(&new.this) else {
+        tracing::error!("SIGHUP: there is no [host.{}]; keeping the old configuration", new.this);
+        return false;
+    };
+    if let Err(e) = netlink::Addresses::new(&host.cluster_interface).link().await {
+        tracing::error!("SIGHUP: keeping the old configuration: {e}");
+        return false;
+    }
+    true
+}
+
+fn ours() -> SigSet {
+    [UnixSignal::SIGTERM, UnixSignal::SIGINT, UnixSignal::SIGUSR2, UnixSignal::SIGHUP].into_iter().collect()
+}
+
+/// Replaces this process by a new one of the same program with the same arguments and the same pid. Descriptors are
+/// closed by the kernel (all are opened so), the lock of the state file among them.
+fn become_new_self() -> anyhow::Error {
+    // The path, so that the process keeps its name; the open file itself when an upgrade has replaced that.
+    let program = match std::env::current_exe() {
+        Ok(path) if path.exists() => path,
+        Ok(_) | Err(_) => PathBuf::from("/proc/self/exe"),
+    };
+    // Until the new one listens, a signal would end it by the default: it waits instead (the mask survives exec).
+    if let Err(e) = ours().thread_block() {
+        return anyhow::Error::new(e).context("blocking signals");
+    }
+    let mut arguments = std::env::args_os();
+    let mut command = Command::new(&program);
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    anyhow::Error::new(command.args(arguments).exec()).context(format!("executing {}", program.display()))
+}

@@ -1,0 +1,351 @@
+//! The loop around the core: one input at a time goes in, and what comes out is carried out in order.
+//!
+//! Order of importance: a deadline that has come is handled before any waiting input, and nothing here waits for the
+//! database or for another machine. Address steps are done at once; server steps go to a worker's queue, and its
+//! results come back as inputs. What cannot be saved is never acted on: the process ends instead.
+
+use crate::arp::Announcer;
+use crate::clock::{self, Alarm};
+use crate::disk::Disk;
+use crate::monitor_link::MonitorLink;
+use crate::netlink::{Addresses, Change};
+use crate::sockets;
+use anyhow::{Context, bail};
+use mmm_agent_core::Core;
+use mmm_agent_core::io::{Audit, Input, Output, Saved, Step};
+use mmm_common::ids::Millis;
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
+
+/// How long letting go may take after SIGTERM; then the addresses are removed without the core.
+const LEAVE_TIME: Duration = Duration::from_secs(20);
+/// How long handing over to the next process may take.
+const KEEP_TIME: Duration = Duration::from_secs(5);
+/// What ending the connections may take of the short time in which an address has to go. Some ten thousand fit.
+const RESETS_TIME: Duration = Duration::from_millis(100);
+/// Answers that one input may bring about, one after the other. A hundred addresses need a few hundred.
+const ROUNDS: usize = 2000;
+/// The pause when the core's deadline stays in the past (a mistake in the core must not become a busy loop).
+const STUCK_PAUSE: Duration = Duration::from_secs(1);
+/// Ticks without anything else in between. Several deadlines may well pass at one time.
+const TICKS_IN_A_ROW: u32 = 20;
+
+/// What the runtime needs of the core; the tests put a scripted one here.
+pub(crate) trait Decide {
+    fn handle(&mut self, now: Millis, input: Input, out: &mut Vec<Output>);
+    fn next_deadline(&self) -> Option<(Millis, &'static str)>;
+}
+
+impl Decide for Core {
+    fn handle(&mut self, now: Millis, input: Input, out: &mut Vec<Output>) {
+        Core::handle(self, now, input, out);
+    }
+
+    fn next_deadline(&self) -> Option<(Millis, &'static str)> {
+        Core::next_deadline(self)
+    }
+}
+
+/// What the runtime needs of the disk.
+pub(crate) trait Save {
+    fn save(&mut self, saved: &Saved) -> io::Result<()>;
+}
+
+impl Save for Disk {
+    fn save(&mut self, saved: &Saved) -> io::Result<()> {
+        Disk::save(self, saved)
+    }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// Let everything go and end. Twice: without asking the core any more.
+    Leave,
+    /// End and leave everything as it is, for the next process.
+    Keep,
+    /// Like `Keep`, and start anew: there is a new, checked configuration.
+    Restart,
+}
+
+/// How the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Stop,
+    /// Start anew with the configuration as it is on disk now.
+    Restart,
+}
+
+pub(crate) struct Runtime<C, D> {
+    pub(crate) core: C,
+    pub(crate) disk: D,
+    /// Role addresses of the configuration.
+    pub(crate) roles: BTreeSet<IpAddr>,
+    pub(crate) addresses: Addresses,
+    pub(crate) announcer: Announcer,
+    pub(crate) link: MonitorLink,
+    /// Takes server steps; never waits.
+    pub(crate) server: Box<dyn Fn(Step)>,
+    pub(crate) inbox: Inbox,
+    pub(crate) alarm: Alarm,
+    /// How often systemd wants to hear from the loop.
+    pub(crate) watchdog: Option<Duration>,
+}
+
+/// Everything that comes in from outside. The senders are in other tasks.
+pub(crate) struct Inbox {
+    pub(crate) signals: UnboundedReceiver<Signal>,
+    pub(crate) database: UnboundedReceiver<Input>,
+    pub(crate) kernel: UnboundedReceiver<Change>,
+    pub(crate) monitor: Receiver<Input>,
+}
+
+enum Event {
+    Signal(Signal),
+    Kernel(Change),
+    Input(Input),
+}
+
+impl Inbox {
+    /// Signals first; the others take turns, so that a busy one cannot keep a quiet one waiting. Loses nothing when
+    /// it is dropped while waiting.
+    async fn next(&mut self) -> Event {
+        tokio::select! {
+            biased;
+            Some(signal) = self.signals.recv() => Event::Signal(signal),
+            event = async {
+                tokio::select! {
+                    Some(input) = self.database.recv() => Event::Input(input),
+                    Some(change) = self.kernel.recv() => Event::Kernel(change),
+                    Some(input) = self.monitor.recv() => Event::Input(input),
+                    else => std::future::pending().await,
+                }
+            } => event,
+        }
+    }
+}
+
+/// On the way out.
+struct Leaving {
+    ending: Ending,
+    keep: bool,
+    latest: Millis,
+}
+
+impl<C: Decide, D: Save> Runtime<C, D> {
+    /// Runs until the core says `Exit`.
+    ///
+    /// # Errors
+    /// The state could not be saved, the clock failed, or letting go took too long. The process ends with these; what
+    /// addresses are left then leave by the kernel's hand.
+    pub(crate) async fn run(mut self) -> anyhow::Result<Ending> {
+        let ending = self.rounds().await;
+        self.link.close().await;
+        ending
+    }
+
+    async fn rounds(&mut self) -> anyhow::Result<Ending> {
+        let mut leaving: Option<Leaving> = None;
+        let mut feed_dog = clock::now();
+        let mut ticks_in_a_row = 0;
+        tell_systemd(&[sd_notify::NotifyState::Ready]);
+        // The core learns what is on the machine before anything else.
+        let mut input = Some(Input::KernelChanged);
+        loop {
+            if let Some(input) = input.take()
+                && self.feed(input).await?
+            {
+                return Ok(leaving.map_or(Ending::Stop, |l| l.ending));
+            }
+            let now = clock::now();
+            if let Some(every) = self.watchdog
+                && now >= feed_dog
+            {
+                tell_systemd(&[sd_notify::NotifyState::Watchdog]);
+                feed_dog = now + every / 2;
+            }
+            if let Some(leaving) = leaving.as_ref().filter(|l| now >= l.latest) {
+                return self.give_up(leaving).await;
+            }
+
+            let mut wake = None;
+            match self.core.next_deadline() {
+                Some((at, _)) if at <= now && ticks_in_a_row < TICKS_IN_A_ROW => {
+                    ticks_in_a_row += 1;
+                    input = Some(Input::Tick);
+                    continue;
+                }
+                Some((at, what)) if at <= now => {
+                    tracing::error!("the core's deadline '{what}' stays in the past after {ticks_in_a_row} ticks");
+                    ticks_in_a_row = 0;
+                    wake = Some(now + STUCK_PAUSE);
+                }
+                Some((at, _)) => {
+                    ticks_in_a_row = 0;
+                    wake = Some(at);
+                }
+                None => ticks_in_a_row = 0,
+            }
+            wake = earliest(wake, self.watchdog.map(|_| feed_dog));
+            wake = earliest(wake, leaving.as_ref().map(|l| l.latest));
+            let event = tokio::select! {
+                biased;
+                rung = ring(&self.alarm, wake) => {
+                    rung.context("waiting for the clock")?;
+                    continue;
+                }
+                event = self.inbox.next() => event,
+            };
+            input = match event {
+                Event::Signal(signal) => {
+                    if let Some(leaving) = leaving.as_ref().filter(|_| signal == Signal::Leave) {
+                        return self.give_up(leaving).await;
+                    }
+                    let (chosen, shutdown) = leave(signal);
+                    leaving = Some(chosen);
+                    Some(shutdown)
+                }
+                Event::Kernel(change) => {
+                    if change == Change::LinkUp {
+                        self.announcer.link_up().await;
+                    }
+                    Some(Input::KernelChanged)
+                }
+                Event::Input(input) => Some(input),
+            };
+        }
+    }
+
+    /// Carries one input through the core, and the answers to what the core wanted done, until there are none left.
+    /// True: the core said `Exit`.
+    async fn feed(&mut self, input: Input) -> anyhow::Result<bool> {
+        let mut inputs = VecDeque::from([input]);
+        for _ in 0..ROUNDS {
+            let Some(input) = inputs.pop_front() else { return Ok(false) };
+            let mut outputs = Vec::new();
+            self.core.handle(clock::now(), input, &mut outputs);
+            for output in outputs {
+                match output {
+                    Output::Persist(saved) => {
+                        self.disk.save(&saved).context("the agent's state could not be saved, so nothing is done")?;
+                    }
+                    Output::LookUp { asked } => inputs.push_back(self.look_up(asked).await),
+                    Output::Send(report) => self.link.send(report),
+                    Output::Do(step) => inputs.extend(self.carry_out(step).await),
+                    Output::Audit(audit) => log(audit),
+                    Output::Exit => return Ok(true),
+                }
+            }
+        }
+        tracing::error!("one input went through the core {ROUNDS} times; the rest waits for the next deadline");
+        Ok(false)
+    }
+
+    async fn look_up(&self, asked: u64) -> Input {
+        match self.addresses.present(&self.roles).await {
+            Ok(present) => Input::Kernel { asked, present },
+            Err(e) => Input::KernelUnreadable { asked, why: e.to_string() },
+        }
+    }
+
+    /// Does an address step now and gives its result; hands a server step on, whose result comes later.
+    async fn carry_out(&mut self, step: Step) -> Option<Input> {
+        let result = match step {
+            Step::Address { ip, lifetime_s } => self.addresses.add(ip, lifetime_s).await.map_err(|e| e.to_string()),
+            Step::Announce { ip } => self.announcer.announce(ip).await,
+            Step::Remove { ip } => self.remove(ip).await,
+            Step::ReadOnly | Step::Writable { .. } | Step::Follow { .. } | Step::Detach | Step::Task(_) => {
+                (self.server)(step);
+                return None;
+            }
+        };
+        Some(Input::Done { step, result })
+    }
+
+    /// The connections go first, while the kernel can still send their resets. That they could not be ended is a
+    /// warning and no failure: what counts is that the address is gone.
+    async fn remove(&mut self, ip: IpAddr) -> Result<(), String> {
+        self.announcer.stop(ip);
+        end_connections(ip, RESETS_TIME).await;
+        let removed = self.addresses.remove(ip).await;
+        // Whoever got in between, or did not fit into the time. Their clients hear nothing any more, but the server's
+        // side ends, and with it what their transactions hold locked. Nothing waits for it.
+        tokio::spawn(end_connections(ip, Duration::from_secs(2)));
+        removed.map_err(|e| e.to_string())
+    }
+
+    /// The way out when the core does not end in time, or the operator will not wait for it.
+    async fn give_up(&mut self, leaving: &Leaving) -> anyhow::Result<Ending> {
+        if leaving.keep {
+            tracing::error!("handing over did not end in time; going on without the last save");
+            return Ok(leaving.ending);
+        }
+        let mut left = Vec::new();
+        for ip in self.roles.clone() {
+            if let Err(e) = self.remove(ip).await {
+                left.push(e);
+            }
+        }
+        if left.is_empty() {
+            bail!("letting go did not end in time: the role addresses were removed, read_only may not be set")
+        }
+        bail!("letting go did not end in time, and: {}", left.join("; "))
+    }
+}
+
+async fn end_connections(ip: IpAddr, within: Duration) {
+    match sockets::destroy_on(ip, within).await {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(%ip, count, "connections on the address were ended"),
+        Err(e) => tracing::warn!(%ip, "{e}"),
+    }
+}
+
+fn leave(signal: Signal) -> (Leaving, Input) {
+    let (ending, keep, time) = match signal {
+        Signal::Leave => (Ending::Stop, false, LEAVE_TIME),
+        Signal::Keep => (Ending::Stop, true, KEEP_TIME),
+        Signal::Restart => (Ending::Restart, true, KEEP_TIME),
+    };
+    match signal {
+        Signal::Leave => tracing::info!("asked to end: letting go of all roles"),
+        Signal::Keep => tracing::info!("asked to end for an upgrade: roles are kept for the next start"),
+        Signal::Restart => tracing::info!("starting anew with the new configuration, keeping the roles"),
+    }
+    match ending {
+        Ending::Stop => tell_systemd(&[sd_notify::NotifyState::Stopping]),
+        Ending::Restart => match sd_notify::NotifyState::monotonic_usec_now() {
+            Ok(now) => tell_systemd(&[sd_notify::NotifyState::Reloading, now]),
+            Err(e) => tracing::debug!("systemd is not told of the reload: {e}"),
+        },
+    }
+    (Leaving { ending, keep, latest: clock::now() + time }, Input::Shutdown { keep })
+}
+
+fn earliest(a: Option<Millis>, b: Option<Millis>) -> Option<Millis> {
+    a.into_iter().chain(b).min()
+}
+
+async fn ring(alarm: &Alarm, at: Option<Millis>) -> io::Result<()> {
+    match at {
+        Some(at) => alarm.at(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(state) {
+        tracing::debug!("systemd could not be told {state:?}: {e}");
+    }
+}
+
+fn log(audit: Audit) {
+    match audit {
+        Audit::Info(text) => tracing::info!("{text}"),
+        Audit::Warn(text) => tracing::warn!("{text}"),
+        Audit::Error(text) => tracing::error!("{text}"),
+    }
+}
