@@ -7,7 +7,7 @@ pub(crate) mod ping;
 pub(crate) mod replication;
 mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::feed::{Feed, Worker};
 use mmm_common::config::{Check, Host, Monitor as Config};

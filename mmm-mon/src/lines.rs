@@ -32,6 +32,11 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn get_mut(&mut self) -> &mut R {
+        &mut self.from
+    }
+
     pub(crate) fn into_inner(self) -> R {
         self.from
     }
