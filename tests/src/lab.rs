@@ -577,7 +577,8 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if self.owned {
+        // Told to end: `take_down_own` is at it already.
+        if self.owned && !process::starts_are_forbidden() {
             let keep = self.keep_logs || thread::panicking();
             if keep {
                 eprintln!("{}", self.logs(15));

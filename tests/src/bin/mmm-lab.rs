@@ -121,7 +121,12 @@ fn main() -> ExitCode {
     if matches!(cli.verb, Verb::Up(_) | Verb::Demo { .. }) {
         take_down_when_told_to_end();
     }
-    match act(cli) {
+    let result = act(cli);
+    if process::starts_are_forbidden() {
+        // Another thread takes the lab down and then ends the process; what failed meanwhile failed because of that.
+        thread::sleep(Duration::from_secs(120));
+    }
+    match result {
         Ok(code) => code,
         Err(e) => {
             eprintln!("mmm-lab: {e:#}");

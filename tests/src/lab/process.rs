@@ -25,6 +25,11 @@ pub fn forbid_starts() {
     *MAY_START.lock().unwrap_or_else(|e| e.into_inner()) = false;
 }
 
+/// Whether [`forbid_starts`] was called.
+pub fn starts_are_forbidden() -> bool {
+    !*MAY_START.lock().unwrap_or_else(|e| e.into_inner())
+}
+
 /// Runs `f` on a thread of its own inside a network namespace. Everything started or opened there belongs to it.
 pub fn within<T: Send>(netns: &Path, f: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|s| {
