@@ -342,6 +342,23 @@ fn a_master_that_stopped_fetching_long_before_the_failure_is_not_promoted() {
 }
 
 #[test]
+fn a_master_with_broken_replication_is_promoted_by_force_only() {
+    let mut w = cluster();
+    w.run(70_000);
+    w.host("db2").server.io = false;
+    w.run(6_000);
+    assert_eq!(state_of(&mut w, "db2"), "REPLICATION_FAIL", "{}", told(&w));
+    w.kill_server("db1");
+    w.run(5_000);
+    assert_eq!(w.holders(WRITER), Vec::<&str>::new(), "{}", told(&w));
+    let move_to_db2 = |force| Command::MoveRole { role: "writer".into(), host: "db2".into(), force };
+    assert_eq!(w.text(move_to_db2(false)), "ERROR: Can't move role to host with state REPLICATION_FAIL.\n");
+    w.command(move_to_db2(true));
+    w.run(5_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+}
+
+#[test]
 fn a_replica_that_does_not_apply_blocks_the_failover_with_a_reason() {
     let mut config = config(&["db1", "db2", "db3"]);
     config.cluster.drain_timeout = std::time::Duration::from_secs(2);

@@ -25,7 +25,7 @@ fn refused(text: impl Into<String>) -> Outcome {
 
 impl Core {
     pub(crate) fn command(&mut self, now: Millis, id: RequestId, command: Command, who: &str, out: &mut Vec<Output>) {
-        let asked = (!command.is_read_only()).then(|| format!("{command:?}"));
+        let asked = (!command.is_read_only()).then(|| format!("{command}"));
         let outcome = match command {
             Command::Ping => done("Pinged successfully!"),
             Command::Show => Outcome::Now(Answer::Show(self.show(now))),
@@ -166,8 +166,10 @@ impl Core {
             return done(format!("Role is on '{name}' already. Skipping command."));
         }
         let Some(host) = self.hosts.get(name) else { return refused("") };
-        if host.status.state != HostState::Online {
-            return refused(format!("Can't move role to host with state {}.", host.status.state));
+        let state = host.status.state;
+        let broken_replication = matches!(state, HostState::ReplicationDelay | HostState::ReplicationFail);
+        if state != HostState::Online && !(force && broken_replication) {
+            return refused(format!("Can't move role to host with state {state}."));
         }
         if !self.agent_answers(now, name) {
             return refused(format!(
@@ -185,6 +187,9 @@ impl Core {
         }
         if !self.network {
             return refused("The monitor's own network check fails (ping_ips): no role is moved until it is OK again.");
+        }
+        if state != HostState::Online {
+            self.set_state(now, name, HostState::Online, "by the operator (move_role --force)", out);
         }
         let from = holder.map_or_else(|| "nobody".to_owned(), |h| h.0);
         let is_writer = *role_name == self.config.cluster.active_master_role;
