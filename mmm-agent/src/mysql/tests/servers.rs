@@ -12,6 +12,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
@@ -70,9 +71,14 @@ impl Instance {
         self.root.join("bin").join(if self.is_mariadb() { "mariadbd" } else { "mysqld" })
     }
 
+    fn share(&self) -> PathBuf {
+        let usr = self.root.join("root/usr");
+        ["share/mariadb", "share/mysql"].map(|s| usr.join(s)).into_iter().find(|p| p.exists()).unwrap()
+    }
+
     fn places(&self) -> Vec<String> {
         let usr = self.root.join("root/usr");
-        let share = ["share/mariadb", "share/mysql"].map(|s| usr.join(s)).into_iter().find(|p| p.exists()).unwrap();
+        let share = self.share();
         let mut args = vec![
             "--no-defaults".to_owned(),
             "--user=root".to_owned(),
@@ -85,7 +91,9 @@ impl Instance {
         if self.is_mariadb() {
             args.push("--innodb-log-file-size=10M".to_owned());
         } else {
-            args.extend(["--secure-file-priv=NULL", "--mysqlx=OFF", "--innodb-redo-log-capacity=32M"].map(str::to_owned));
+            args.extend(
+                ["--secure-file-priv=NULL", "--mysqlx=OFF", "--innodb-redo-log-capacity=32M"].map(str::to_owned),
+            );
         }
         args
     }
@@ -100,7 +108,10 @@ impl Instance {
             ("app", "app", "ALL PRIVILEGES ON app.*".to_owned()),
             (EVERYTHING, EVERYTHING, "ALL PRIVILEGES ON *.*".to_owned()),
         ] {
-            sql += &format!("CREATE USER '{user}'@'%' IDENTIFIED BY {};\nGRANT {grant} TO '{user}'@'%';\n", quote(password));
+            sql += &format!(
+                "CREATE USER '{user}'@'%' IDENTIFIED BY {};\nGRANT {grant} TO '{user}'@'%';\n",
+                quote(password)
+            );
         }
         if self.is_mariadb() {
             sql += "GRANT SELECT ON mysql.* TO 'mmm_agent'@'%';\n";
@@ -113,15 +124,18 @@ impl Instance {
     /// A data directory with users and table, made once per kind and schema.
     fn template(&self, store: &Path) -> PathBuf {
         let schema = self.schema();
-        let sum = schema.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        let sum =
+            schema.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
         let template = store.join(format!("template-agent-{}-{sum:016x}", self.kind));
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         if template.exists() {
             return template;
         }
         let half = self.path("half");
         fs::create_dir(&half).unwrap();
         let (mut sql, mode) = if self.is_mariadb() {
-            let share = self.root.join("root/usr/share/mysql");
+            let share = self.share();
             let mut sql = "create database mysql;\nuse mysql;\n".to_owned();
             for name in ["system_tables", "performance_tables", "system_tables_data"] {
                 let file = ["mariadb", "mysql"].map(|p| share.join(format!("{p}_{name}.sql")));
@@ -137,6 +151,8 @@ impl Instance {
         fs::write(&input, sql).unwrap();
         let mut command = Command::new(self.binary());
         command.args(self.places()).arg(mode).arg(format!("--datadir={}", half.display()));
+        // A MariaDB that starts clears the temporary tables of others out of a shared folder.
+        command.arg(format!("--tmpdir={}", self.dir.path().display()));
         if self.is_mariadb() {
             command.arg("--skip-grant-tables").stdin(fs::File::open(&input).unwrap());
         } else {
