@@ -47,6 +47,8 @@ pub struct LabConfig {
     /// The daemons' RUST_LOG.
     pub log: String,
     pub extra: Extra,
+    /// Print the ends of all logs when something fails; otherwise only their place.
+    pub print_logs: bool,
 }
 
 impl Default for LabConfig {
@@ -59,6 +61,7 @@ impl Default for LabConfig {
             durable: true,
             log: "info".to_owned(),
             extra: Extra::default(),
+            print_logs: true,
         }
     }
 }
@@ -83,6 +86,7 @@ pub struct Lab {
     owned: bool,
     /// Logs stay after that.
     keep_logs: bool,
+    print_logs: bool,
 }
 
 impl Lab {
@@ -106,7 +110,7 @@ impl Lab {
         let network = Network::new(&id, &dir);
         let state = State { id, owner: Running::myself(), server, daemons: config.daemons, bin_dir, log: config.log };
         fs::write(dir.join(STATE), serde_json::to_vec_pretty(&state)?)?;
-        let mut lab = Lab { dir, state, network, owned: true, keep_logs: false };
+        let mut lab = Lab { dir, state, network, owned: true, keep_logs: false, print_logs: config.print_logs };
         let settings = Settings { semisync: config.semisync, durable: config.durable };
         if let Err(e) = lab.raise(settings, &config.extra) {
             lab.keep_logs = true;
@@ -159,7 +163,7 @@ impl Lab {
         };
         let dir = folder(&state.id);
         let network = Network::new(&state.id, &dir);
-        Ok(Lab { dir, state, network, owned: false, keep_logs: false })
+        Ok(Lab { dir, state, network, owned: false, keep_logs: false, print_logs: false })
     }
 
     /// Leaves the lab standing when this process ends.
@@ -269,11 +273,16 @@ impl Lab {
 
     /// Waits until a host that was away is ONLINE again, with a `set_online` when it waits for one.
     pub fn wait_back_online(&self, host: &str, limit: Duration) -> Result<()> {
+        let mut asked: Option<(Instant, String)> = None;
         self.wait_for(&format!("{host} to be ONLINE again"), limit, || match self.state_of(host)?.as_str() {
             "ONLINE" => Ok(()),
             "AWAITING_RECOVERY" => {
-                let answer = self.control(&["set_online", host])?;
-                bail!("{host} is AWAITING_RECOVERY; set_online: {}", answer.text.trim())
+                // Twice a second at most: every refusal is a line in the monitor's log.
+                if asked.as_ref().is_none_or(|(at, _)| at.elapsed() > Duration::from_millis(500)) {
+                    asked = Some((Instant::now(), self.control(&["set_online", host])?.text));
+                }
+                let answer = asked.as_ref().map_or("", |(_, text)| text.trim());
+                bail!("{host} is AWAITING_RECOVERY; set_online: {answer}")
             }
             other => bail!("{host} is {other}"),
         })
@@ -580,7 +589,7 @@ impl Drop for Lab {
         // Told to end: `take_down_own` is at it already.
         if self.owned && !process::starts_are_forbidden() {
             let keep = self.keep_logs || thread::panicking();
-            if keep {
+            if keep && self.print_logs {
                 eprintln!("{}", self.logs(15));
             }
             if let Err(e) = tear_down(&self.dir, &self.network, keep) {

@@ -190,7 +190,13 @@ fn act(cli: Cli) -> Result<ExitCode> {
 
 fn bring_up(id: Option<String>, up: Up) -> Result<ExitCode> {
     let began = Instant::now();
-    let mut lab = Lab::up(LabConfig { id, server: up.server.server, daemons: !up.no_daemons, ..LabConfig::default() })?;
+    let mut lab = Lab::up(LabConfig {
+        id,
+        server: up.server.server,
+        daemons: !up.no_daemons,
+        print_logs: false,
+        ..LabConfig::default()
+    })?;
     if !up.no_daemons && !up.no_online {
         lab.bring_online()?;
     }
@@ -204,7 +210,7 @@ fn bring_up(id: Option<String>, up: Up) -> Result<ExitCode> {
 
 fn status(lab: &Lab) -> Result<()> {
     println!("Lab {} in {}, server {}", lab.id(), lab.dir().display(), lab.server().version);
-    println!("\n  {:<6} {:<14} {:<34} addresses", "host", "own address", "programs (pid)");
+    println!("\n  {:<6} {:<14} {:<36} addresses", "host", "own address", "programs (pid)");
     for host in hosts() {
         let running = lab.running();
         let programs: Vec<String> = running
@@ -223,7 +229,7 @@ fn status(lab: &Lab) -> Result<()> {
             .filter(|(_, ip)| there.contains(&(*ip).into()))
             .map(|(role, ip)| format!("{role}({ip})"))
             .collect();
-        println!("  {host:<6} {:<14} {:<34} {}", ip_of(host)?, programs.join(", "), roles.join(", "));
+        println!("  {host:<6} {:<14} {:<36} {}", ip_of(host)?, programs.join(", "), roles.join(", "));
     }
     println!("  {:<6} {GATEWAY_IP}", "gw");
     for (from, to) in lab.network().cuts() {

@@ -13,7 +13,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 /// Everything is taken down at the end, unless `stay`.
 pub fn run(id: Option<String>, server: String, stay: bool) -> Result<()> {
-    let mut lab = Lab::run_and_keep(LabConfig { id, server, ..LabConfig::default() }, tour)?;
+    let mut lab = Lab::run_and_keep(LabConfig { id, server, print_logs: false, ..LabConfig::default() }, tour)?;
     if !stay {
         say("\nTaking everything down.");
         return lab.down();
@@ -112,6 +112,13 @@ fn tour(lab: &Lab) -> Result<()> {
 fn row(lab: &Lab, client: &Client, what: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
     print!("  {what:<44} ");
     let _ = std::io::stdout().flush();
+    let noticed = notice(lab, client, act);
+    say(noticed.as_ref().map_or("failed", String::as_str));
+    noticed.map(drop)
+}
+
+/// The rest of the line: writer, outage, lost writes.
+fn notice(lab: &Lab, client: &Client, act: impl FnOnce() -> Result<()>) -> Result<String> {
     let before = lab.writer()?;
     let began = Instant::now();
     act()?;
@@ -121,8 +128,7 @@ fn row(lab: &Lab, client: &Client, what: &str, act: impl FnOnce() -> Result<()>)
     let outage = journal.outage(began, until).length();
     let found = journal.verify(&lab.socket(after))?;
     let writer = if before == after { after.to_owned() } else { format!("{before} -> {after}") };
-    say(&format!("{writer:<12} {:>10.3} s   {} of {}", outage.as_secs_f64(), found.missing.len(), found.acknowledged));
-    Ok(())
+    Ok(format!("{writer:<12} {:>10.3} s   {} of {}", outage.as_secs_f64(), found.missing.len(), found.acknowledged))
 }
 
 /// Waits until another host than `old` is the writer.

@@ -298,6 +298,8 @@ impl Server {
             Dialect::MariaDb => {
                 options.extend([
                     ("log-slave-updates", "1".to_owned()),
+                    // Without a note for every connection that a test breaks.
+                    ("log-warnings", "1".to_owned()),
                     ("gtid-strict-mode", "1".to_owned()),
                     ("slave-net-timeout", "4".to_owned()),
                     ("rpl-semi-sync-master-enabled", on(semisync)),
