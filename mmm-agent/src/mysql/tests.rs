@@ -45,6 +45,7 @@ stories!(
     the_last_word_wins_between_writable_and_read_only,
     quiesce_loses_no_acknowledged_write,
     quiesce_refuses_prepared_transactions_and_leaves_the_server_writable,
+    a_failed_quiesce_leaves_the_server_writable,
     the_writer_moves_there_and_back,
     drain_applies_what_was_received_with_the_sql_thread_stopped,
     what_cannot_be_applied_is_not_thrown_away,
@@ -333,6 +334,7 @@ async fn quiesce_loses_no_acknowledged_write(kind: &str) {
     side.alive().await;
     let mut idle_on_writer = db1.login("app", WRITER).await.unwrap();
     let mut idle_elsewhere = db1.app().await;
+    let mut may_write_anyway = db1.boss().await;
     let mut writers = Vec::new();
     for client in 0..6u64 {
         let mut conn = db1.login("app", if client % 2 == 0 { WRITER } else { "127.0.0.1" }).await.unwrap();
@@ -372,6 +374,32 @@ async fn quiesce_loses_no_acknowledged_write(kind: &str) {
     assert_eq!(side.last.executed.as_ref(), Some(&position));
     assert!(idle_on_writer.query_drop("DO 1").await.is_err(), "idle sessions on the writer's address are closed");
     idle_elsewhere.query_drop("DO 1").await.unwrap();
+    // Under MySQL's super_read_only nobody may.
+    assert_eq!(may_write_anyway.query_drop("DO 1").await.is_err(), db1.is_mariadb(), "who may write under read_only");
+}
+
+/// Somebody who is never killed holds a lock: it cannot be made read-only, and is as it was.
+async fn a_failed_quiesce_leaves_the_server_writable(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let mut config = config("db1", db1.port, 1);
+    config.cluster.hosts.get_mut(&HostName::from("db1")).unwrap().monitor_user = "app".to_owned();
+    let mut side = Side::of(config);
+    side.alive().await;
+    let mut spared = db1.app().await;
+    spared.query_drop("LOCK TABLES app.t WRITE").await.unwrap();
+    let begun = Instant::now();
+    let why = side.task(Work::Quiesce { grace_ms: 100, timeout_ms: 1000 }).await.unwrap_err();
+    assert!(begun.elapsed() < 3 * SECOND, "{:?}", begun.elapsed());
+    assert!(why.contains("not done") && why.contains("writable as before"), "{why}");
+    spared.query_drop("INSERT INTO app.t (id) VALUES (1)").await.unwrap();
+    let begun = Instant::now();
+    side.step(Step::ReadOnly).await.unwrap_err();
+    assert!(begun.elapsed() < 5 * SECOND, "{:?}", begun.elapsed());
+    spared.query_drop("UNLOCK TABLES").await.unwrap();
+    // What was given up does not come true afterwards.
+    sleep(SECOND / 2).await;
+    spared.query_drop("INSERT INTO app.t (id) VALUES (2)").await.unwrap();
+    assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "0");
 }
 
 async fn quiesce_refuses_prepared_transactions_and_leaves_the_server_writable(kind: &str) {
