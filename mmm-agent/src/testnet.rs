@@ -26,11 +26,19 @@ impl TwoHosts {
         ip(&format!("netns add {a}"));
         ip(&format!("netns add {b}"));
         ip(&format!("-n {a} link add eth0 type veth peer name eth0 netns {b}"));
-        for (ns, number) in [(a, 1), (b, 2)] {
+        for ns in [a, b] {
             ip(&format!("-n {ns} link set lo up"));
+            ip(&format!("-n {ns} link set eth0 up"));
+        }
+        for (ns, number) in [(a, 1), (b, 2)] {
+            // Multicast is not routed before the kernel has seen the carrier, which takes it a moment.
+            let ready = (0..500).any(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                ip(&format!("-n {ns} -6 route show table local dev eth0")).contains("ff00::/8")
+            });
+            assert!(ready, "no carrier on eth0 of {ns} within 5 s");
             ip(&format!("-n {ns} address add 10.77.0.{number}/24 dev eth0"));
             ip(&format!("-n {ns} address add fd77::{number}/64 dev eth0 nodad"));
-            ip(&format!("-n {ns} link set eth0 up"));
         }
         Some(hosts)
     }

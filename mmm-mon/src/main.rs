@@ -112,6 +112,8 @@ fn log_to_stderr() {
         .with_ansi(io::stderr().is_terminal())
         .with_env_filter(filter)
         .with_target(false)
+        // Otherwise a log that cannot be written (a full disk) ends the process with a panic.
+        .log_internal_errors(false)
         .init();
 }
 

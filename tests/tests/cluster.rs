@@ -84,6 +84,13 @@ fn a_planned_move_loses_nothing_and_is_short() {
     let answer = move_writer(&mut w, "db1");
     assert!(!answer.is_error(), "{answer:?}\n{}", told(&w));
     assert_eq!(w.holders(WRITER), ["db1"]);
+    // What was asked for once does not call the role back later.
+    w.kill_server("db1");
+    w.run(2_000);
+    w.start_server("db1");
+    w.run(8_000);
+    assert_eq!(state_of(&mut w, "db1"), "ONLINE");
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
 }
 
 #[test]

@@ -683,6 +683,10 @@ impl Core {
                     host.facts.replicating = host.facts.replicating.take().filter(|_| in_step);
                 }
                 self.active = Some(to);
+                if let Some(ip) = self.writer_ip() {
+                    // The wish has come true; it must not call the role back after a failover.
+                    self.intent.remove(&ip);
+                }
                 self.compare(now, out);
             }
             Event::Answer(id, result) => self.moved_writer(id, result, out),

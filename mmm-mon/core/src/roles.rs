@@ -86,7 +86,7 @@ impl Standing<'_> {
             && let Some(host) = self.find(asked)
         {
             return if holder == Some(asked) {
-                Wish::stay("asked for")
+                Wish::stay("")
             } else {
                 Wish::go(host, "asked for by the operator")
             };
