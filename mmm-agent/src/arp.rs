@@ -226,11 +226,11 @@ mod tests {
     use super::*;
     use crate::netlink::{Change, watch};
     use crate::testnet::{TwoHosts, ip};
+    use pnet_packet::Packet;
     use pnet_packet::arp::ArpPacket;
     use pnet_packet::ethernet::EthernetPacket;
     use pnet_packet::icmpv6::ndp::NeighborAdvertPacket;
     use pnet_packet::ipv6::Ipv6Packet;
-    use pnet_packet::Packet;
     use std::sync::mpsc;
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -402,3 +402,211 @@ impl Quiet {
         Some(std::mem::take(&mut self.left_out))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mmm_common::epoch::Anchor;
+    use mmm_common::order::{Order, ReplicationOrder};
+    use mmm_common::report::ServerReport;
+    use mmm_common::state::HostState;
+    use std::collections::BTreeMap;
+    use tokio::io::{AsyncBufReadExt, BufReader};
+
+    const HELLO: &str = r#"{"message":"hello","protocol":1,"host":"db1"}"#;
+
+    fn start() -> (SocketAddr, MonitorLink, mpsc::Receiver<Input>) {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (link, inputs) = MonitorLink::start(free, Myself { host: "db1".into(), boot: Boot(7) });
+        (free, link, inputs)
+    }
+
+    /// The listener comes up in a task of its own.
+    async fn connect(at: SocketAddr) -> BufReader<TcpStream> {
+        for _ in 0..300 {
+            if let Ok(stream) = TcpStream::connect(at).await {
+                return BufReader::new(stream);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("nobody listens on {at} after 3 s");
+    }
+
+    async fn say(stream: &mut BufReader<TcpStream>, line: &str) {
+        stream.get_mut().write_all(format!("{line}\n").as_bytes()).await.unwrap();
+    }
+
+    /// None: closed.
+    async fn hear_line(stream: &mut BufReader<TcpStream>) -> Option<FromAgent> {
+        let mut line = String::new();
+        let read = timeout(Duration::from_secs(5), stream.read_line(&mut line)).await.expect("no line within 5 s");
+        match read {
+            Ok(0) | Err(_) => None,
+            Ok(_) => Some(serde_json::from_str(&line).unwrap()),
+        }
+    }
+
+    async fn next(inputs: &mut mpsc::Receiver<Input>) -> Input {
+        timeout(Duration::from_secs(5), inputs.recv()).await.expect("no input within 5 s").unwrap()
+    }
+
+    async fn monitor(at: SocketAddr, inputs: &mut mpsc::Receiver<Input>) -> BufReader<TcpStream> {
+        let mut stream = connect(at).await;
+        say(&mut stream, HELLO).await;
+        let Some(FromAgent::Hello { protocol: PROTOCOL, host, boot: Boot(7), .. }) = hear_line(&mut stream).await
+        else {
+            panic!("no hello")
+        };
+        assert_eq!(host.as_str(), "db1");
+        assert_eq!(next(inputs).await, Input::MonitorUp);
+        stream
+    }
+
+    fn order(seq: u64) -> Order {
+        Order {
+            answers: Anchor { boot: Boot(7), seq },
+            state: HostState::Online,
+            addresses: BTreeMap::new(),
+            replication: ReplicationOrder::Keep,
+            task: None,
+        }
+    }
+
+    fn report(troubles: Vec<String>) -> Box<Report> {
+        Box::new(Report {
+            anchor: Anchor { boot: Boot(7), seq: 1 },
+            addresses: BTreeMap::new(),
+            server: ServerReport::unknown("test"),
+            task: None,
+            troubles,
+            machine_boot: "m".to_owned(),
+            leaving: false,
+        })
+    }
+
+    #[tokio::test]
+    async fn orders_come_in_and_reports_go_out() {
+        let (at, link, mut inputs) = start();
+        let mut stream = monitor(at, &mut inputs).await;
+        for seq in 1..=3 {
+            say(&mut stream, wire::to_line(&ToAgent::Order(order(seq))).unwrap().trim()).await;
+        }
+        for seq in 1..=3 {
+            assert_eq!(next(&mut inputs).await, Input::Order(order(seq)));
+        }
+        link.send(report(vec!["one".to_owned()]));
+        link.send(report(vec!["last".to_owned()]));
+        link.close().await;
+        for text in ["one", "last"] {
+            assert_eq!(hear_line(&mut stream).await, Some(FromAgent::Report(report(vec![text.to_owned()]))));
+        }
+        assert_eq!(hear_line(&mut stream).await, None, "closed, after the last report went out");
+        assert!(inputs.try_recv().is_err(), "no MonitorDown for what the agent closed itself");
+    }
+
+    #[tokio::test]
+    async fn who_breaks_the_rules_is_told_why_and_closed() {
+        let (at, _link, mut inputs) = start();
+        let too_long = "x".repeat(MAX_LINE + 1);
+        let first_order = wire::to_line(&ToAgent::Order(order(1))).unwrap();
+        let cases = [
+            (r#"{"message":"hello","protocol":99,"new":"words"}"#, "protocol 99, this agent"),
+            (r#"{"message":"hello","protocol":1,"host":"db2"}"#, "wants host 'db2', but this is the agent of 'db1'"),
+            ("GET / HTTP/1.1", "the first line is no hello"),
+            ("\u{0}\u{1}{{{{", "the first line is no hello"),
+            (first_order.trim(), "an order came before the hello"),
+            (&too_long, "longer than 262144 bytes"),
+        ];
+        for (line, why) in cases {
+            let mut stream = connect(at).await;
+            say(&mut stream, line).await;
+            match hear_line(&mut stream).await {
+                Some(FromAgent::Refused { why: said }) => assert!(said.contains(why), "{said}"),
+                other => panic!("{why}: {other:?}"),
+            }
+            assert_eq!(hear_line(&mut stream).await, None, "{why}");
+        }
+        assert!(inputs.try_recv().is_err(), "none of them reached the core");
+
+        // The same after a right hello: the core hears of the end.
+        for line in ["garbage", HELLO, &too_long] {
+            let mut stream = monitor(at, &mut inputs).await;
+            say(&mut stream, line).await;
+            assert!(matches!(hear_line(&mut stream).await, Some(FromAgent::Refused { .. })));
+            assert!(matches!(next(&mut inputs).await, Input::MonitorDown { .. }));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_silent_are_refused_in_time_and_cannot_keep_the_monitor_away() {
+        let (at, _link, mut inputs) = start();
+        let mut first = connect(at).await;
+        let mut silent = vec![];
+        for _ in 0..STRANGERS {
+            silent.push(connect(at).await);
+        }
+        assert_eq!(hear_line(&mut first).await, None, "the oldest one had to go");
+        let begin = Instant::now();
+        monitor(at, &mut inputs).await;
+        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+        let last = silent.last_mut().unwrap();
+        match hear_line(last).await {
+            Some(FromAgent::Refused { why }) => assert_eq!(why, "no hello within 2 s"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_newer_monitor_replaces_the_older_one() {
+        let (at, link, mut inputs) = start();
+        let mut old = monitor(at, &mut inputs).await;
+        let mut new = monitor(at, &mut inputs).await;
+        assert_eq!(hear_line(&mut old).await, None);
+        link.send(report(vec![]));
+        assert_eq!(hear_line(&mut new).await, Some(FromAgent::Report(report(vec![]))));
+        drop(old);
+        drop(new);
+        match next(&mut inputs).await {
+            Input::MonitorDown { why } => assert!(why.contains("closed it"), "{why}"),
+            other => panic!("one MonitorDown, for the newer one, and not {other:?}"),
+        }
+        assert!(inputs.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_does_not_read_is_given_up() {
+        let (at, link, mut inputs) = start();
+        let _stuck = monitor(at, &mut inputs).await;
+        let begin = Instant::now();
+        // More than the socket buffers of both sides hold.
+        for _ in 0..WAITING_LINES + 10 {
+            link.send(report(vec!["x".repeat(200_000)]));
+        }
+        assert!(begin.elapsed() < Duration::from_secs(1), "sending never waits");
+        match next(&mut inputs).await {
+            Input::MonitorDown { why } => assert!(why.contains("did not take a report within 2 s"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        monitor(at, &mut inputs).await;
+    }
+
+    #[tokio::test]
+    async fn an_address_that_cannot_be_had_yet_is_tried_again() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = taken.local_addr().unwrap();
+        let (_link, mut inputs) = MonitorLink::start(at, Myself { host: "db1".into(), boot: Boot(7) });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(taken);
+        monitor(at, &mut inputs).await;
+    }
+
+    #[test]
+    fn one_line_a_second_says_how_many_were_left_out() {
+        let mut quiet = Quiet::default();
+        let start = Instant::now();
+        assert_eq!(quiet.counts(start), Some(0));
+        assert_eq!(quiet.counts(start + Duration::from_millis(1)), None);
+        assert_eq!(quiet.counts(start + Duration::from_millis(999)), None);
+        assert_eq!(quiet.counts(start + Duration::from_millis(1000)), Some(2));
+    }
+}

@@ -349,3 +349,210 @@ fn log(audit: Audit) {
         Audit::Error(text) => tracing::error!("{text}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitor_link::Myself;
+    use crate::testnet::TwoHosts;
+    use mmm_common::epoch::Boot;
+    use mmm_common::report::ServerReport;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use tokio::sync::mpsc::{self, UnboundedSender};
+
+    /// A core that does as the test says, and notes what it was given.
+    struct Script {
+        given: Rc<RefCell<Vec<Input>>>,
+        answer: Box<dyn FnMut(&Input) -> Vec<Output>>,
+        deadline: Option<Millis>,
+    }
+
+    impl Decide for Script {
+        fn handle(&mut self, _now: Millis, input: Input, out: &mut Vec<Output>) {
+            out.extend((self.answer)(&input));
+            self.given.borrow_mut().push(input);
+        }
+
+        fn next_deadline(&self) -> Option<(Millis, &'static str)> {
+            self.deadline.map(|at| (at, "test"))
+        }
+    }
+
+    struct NoDisk;
+
+    impl Save for NoDisk {
+        fn save(&mut self, _: &Saved) -> io::Result<()> {
+            Err(io::Error::other("disk full"))
+        }
+    }
+
+    struct Wires {
+        signals: UnboundedSender<Signal>,
+        database: UnboundedSender<Input>,
+        given: Rc<RefCell<Vec<Input>>>,
+        queued: Rc<RefCell<Vec<Step>>>,
+        addresses: Addresses,
+    }
+
+    fn role() -> IpAddr {
+        [10, 77, 0, 50].into()
+    }
+
+    fn runtime(answer: impl FnMut(&Input) -> Vec<Output> + 'static) -> (Runtime<Script, NoDisk>, Wires) {
+        let given = Rc::new(RefCell::default());
+        let queued = Rc::new(RefCell::new(vec![]));
+        let addresses = Addresses::new("eth0");
+        let (signals, signals_out) = mpsc::unbounded_channel();
+        let (database, database_out) = mpsc::unbounded_channel();
+        let (_, kernel) = mpsc::unbounded_channel();
+        let at = "127.0.0.1:9989".parse().unwrap();
+        let (link, monitor) = MonitorLink::start(at, Myself { host: "db1".into(), boot: Boot(1) });
+        let wires = Wires {
+            signals,
+            database,
+            given: Rc::clone(&given),
+            queued: Rc::clone(&queued),
+            addresses: addresses.clone(),
+        };
+        let runtime = Runtime {
+            core: Script { given, answer: Box::new(answer), deadline: None },
+            disk: NoDisk,
+            roles: BTreeSet::from([role()]),
+            announcer: Announcer::new(addresses.clone()),
+            addresses,
+            link,
+            server: Box::new(move |step| queued.borrow_mut().push(step)),
+            inbox: Inbox { signals: signals_out, database: database_out, kernel, monitor },
+            alarm: Alarm::new().unwrap(),
+            watchdog: None,
+        };
+        (runtime, wires)
+    }
+
+    fn server() -> Input {
+        Input::Server(ServerReport::unknown("test"))
+    }
+
+    async fn is_there(wires: &Wires) -> bool {
+        !wires.addresses.present(&BTreeSet::from([role()])).await.unwrap().is_empty()
+    }
+
+    #[test]
+    fn answers_go_in_before_what_waits_outside_and_outputs_are_done_in_order() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.on_here(async || {
+            let add = Step::Address { ip: role(), lifetime_s: 60 };
+            let first = add.clone();
+            let (runtime, wires) = runtime(move |input| match input {
+                Input::KernelChanged => {
+                    vec![Output::LookUp { asked: 1 }, Output::Do(first.clone()), Output::LookUp { asked: 2 }]
+                }
+                Input::Shutdown { .. } => vec![Output::Exit],
+                _ => vec![],
+            });
+            wires.database.send(server()).unwrap();
+            wires.signals.send(Signal::Keep).unwrap();
+            assert_eq!(runtime.run().await.unwrap(), Ending::Stop);
+            let given = wires.given.borrow();
+            assert_eq!(
+                given[..4],
+                [
+                    Input::KernelChanged,
+                    Input::Kernel { asked: 1, present: BTreeSet::new() },
+                    Input::Done { step: add, result: Ok(()) },
+                    Input::Kernel { asked: 2, present: BTreeSet::from([role()]) },
+                ]
+            );
+            assert_eq!(given[4], Input::Shutdown { keep: true }, "signals before everything else that waits");
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_saved_is_not_acted_on() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.on_here(async || {
+            let (runtime, wires) = runtime(|_| {
+                let add = Step::Address { ip: role(), lifetime_s: 60 };
+                vec![Output::Persist(Saved::default()), Output::Do(add), Output::Do(Step::Detach)]
+            });
+            let end = format!("{:#}", runtime.run().await.unwrap_err());
+            assert!(end.contains("could not be saved") && end.contains("disk full"), "{end}");
+            assert!(!is_there(&wires).await);
+            assert_eq!(*wires.queued.borrow(), []);
+        });
+    }
+
+    #[test]
+    fn a_core_that_never_rests_does_not_stop_the_loop() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.on_here(async || {
+            let (mut runtime, wires) = runtime(|input| match input {
+                Input::KernelChanged | Input::Kernel { .. } => vec![Output::LookUp { asked: 1 }],
+                Input::Server(_) => vec![Output::Exit],
+                _ => vec![],
+            });
+            runtime.core.deadline = Some(Millis(0));
+            wires.database.send(server()).unwrap();
+            assert_eq!(runtime.run().await.unwrap(), Ending::Stop);
+            let given = wires.given.borrow();
+            let ticks = given.iter().filter(|i| **i == Input::Tick).count();
+            assert_eq!(ticks, TICKS_IN_A_ROW as usize);
+            assert_eq!(given.len(), ROUNDS + ticks + 1);
+        });
+    }
+
+    #[test]
+    fn removing_resets_the_clients_and_waits_for_no_server() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.on_here(async || {
+            let (runtime, wires) = runtime(|input| match input {
+                Input::KernelChanged => vec![Output::Do(Step::ReadOnly), Output::Do(Step::Remove { ip: role() })],
+                Input::Done { .. } => vec![Output::Exit],
+                _ => vec![],
+            });
+            wires.addresses.add(role(), 60).await.unwrap();
+            let listener = std::net::TcpListener::bind("0.0.0.0:3306").unwrap();
+            let mut client = hosts.on_there(async || std::net::TcpStream::connect((role(), 3306)).unwrap());
+            let _server = listener.accept().unwrap();
+            assert_eq!(runtime.run().await.unwrap(), Ending::Stop);
+            assert!(!is_there(&wires).await);
+            client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let end = io::Read::read(&mut client, &mut [0; 8]).unwrap_err();
+            assert_eq!(end.kind(), io::ErrorKind::ConnectionReset, "{end}");
+            assert_eq!(*wires.queued.borrow(), [Step::ReadOnly], "queued, and nobody waited for it");
+        });
+    }
+
+    #[test]
+    fn a_second_request_to_end_removes_the_addresses_without_the_core() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.on_here(async || {
+            let (runtime, wires) = runtime(|_| vec![]);
+            wires.addresses.add(role(), 60).await.unwrap();
+            wires.signals.send(Signal::Leave).unwrap();
+            wires.signals.send(Signal::Leave).unwrap();
+            let end = runtime.run().await.unwrap_err().to_string();
+            assert!(end.contains("role addresses were removed"), "{end}");
+            assert!(!is_there(&wires).await);
+            assert!(wires.given.borrow().contains(&Input::Shutdown { keep: false }));
+        });
+    }
+
+    #[test]
+    fn a_deadline_that_has_come_goes_before_everything_that_waits() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.on_here(async || {
+            let (mut runtime, wires) = runtime(|input| match input {
+                Input::Server(_) => vec![Output::Exit],
+                _ => vec![],
+            });
+            runtime.core.deadline = Some(clock::now());
+            wires.database.send(server()).unwrap();
+            runtime.run().await.unwrap();
+            let given = wires.given.borrow();
+            assert_eq!(given[1], Input::Tick);
+            assert_eq!(given.last(), Some(&server()));
+        });
+    }
+}
