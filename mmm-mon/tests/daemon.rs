@@ -1,5 +1,7 @@
 //! The finished program as an operator and systemd see it: started, asked, reloaded, ended.
 
+#![allow(clippy::unwrap_used, reason = "tests may stop at the first surprise")]
+
 use serde_json::Value;
 use std::fs;
 use std::io::{Read as _, Write as _};

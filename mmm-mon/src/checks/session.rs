@@ -9,6 +9,7 @@ use mysql_async::{Conn, DriverError, Error, IoError, Opts, OptsBuilder, Row, Ser
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 /// How long a connection that is thrown away may take to say goodbye, in the background.
@@ -114,8 +115,16 @@ impl Session {
     pub(crate) fn throw_away(&mut self) {
         if let Some(conn) = self.conn.take() {
             // Dropping it would do the same in the background, but without a limit in time.
-            tokio::spawn(timeout(GOODBYE, conn.disconnect()));
+            if let Ok(runtime) = Handle::try_current() {
+                runtime.spawn(timeout(GOODBYE, conn.disconnect()));
+            }
         }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.throw_away();
     }
 }
 

@@ -273,7 +273,7 @@ async fn a_check_that_times_out_delays_neither_the_next_nor_another() {
     // Started at 0, 300, 600, 900 ms, each ended by its timeout 200 ms later.
     for (n, at) in (0..).zip(&mysql) {
         let due = Duration::from_millis(200 + 300 * n);
-        assert!((due..due + Duration::from_millis(80)).contains(at), "check {n}: {at:?}");
+        assert!((due..due + Duration::from_millis(150)).contains(at), "check {n}: {at:?}");
     }
     assert!((4..=5).contains(&pings), "{pings}");
 }

@@ -109,6 +109,18 @@ impl Server {
         kill(Pid::from_raw(i32::try_from(self.process.id()).unwrap()), signal).unwrap();
     }
 
+    /// Every thread of it stands still when this returns.
+    pub(super) async fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let began = Instant::now();
+        let tasks = format!("/proc/{}/task", self.process.id());
+        let stands = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).unwrap().contains(") T ");
+        while !fs::read_dir(&tasks).unwrap().all(|task| stands(task.unwrap())) {
+            assert!(began.elapsed() < Duration::from_secs(5));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Ended as by a cut of power.
     pub(super) fn crash(&mut self) {
         self.signal(Signal::SIGKILL);
