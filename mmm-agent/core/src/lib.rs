@@ -10,6 +10,8 @@
 mod accept;
 pub mod io;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use accept::{Accepted, Lease, SentReports, Slot};
 use io::{Audit, Input, Output, Saved, Step};

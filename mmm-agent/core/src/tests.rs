@@ -1,0 +1,412 @@
+//! Stories of one agent: what comes in, what it does, in which order.
+
+use crate::Core;
+use crate::io::{Input, Output, Saved, Step};
+use mmm_common::config::{Agent as Config, Cluster, Host, OnDrainTimeout, Role};
+use mmm_common::epoch::{Anchor, Boot, Epoch};
+use mmm_common::ids::Millis;
+use mmm_common::order::{AddressOrder, Hold, Order, ReplicationOrder, Task, Work};
+use mmm_common::report::{Life, ReplicationReport, Report, ServerReport, TaskOutcome, Writing};
+use mmm_common::state::{HostMode, HostState, RoleMode};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+const WRITER: &str = "10.0.0.50";
+const READER: &str = "10.0.0.51";
+
+/// An agent on db1 with a kernel that does as it is told; time stands still unless moved.
+struct Agent {
+    core: Core,
+    now: u64,
+    kernel: BTreeMap<IpAddr, u32>,
+    /// Everything that came out, in order, in short words.
+    log: Vec<String>,
+    reports: Vec<Report>,
+    saved: Option<Saved>,
+    /// What address steps answer.
+    kernel_fails: bool,
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn config() -> Config {
+    let host = |n: u8, peer: &str| Host {
+        ip: ip(&format!("10.0.0.{n}")),
+        mode: HostMode::Master,
+        peer: Some(peer.into()),
+        cluster_interface: "eth0".into(),
+        agent_port: 9989,
+        mysql_port: 3306,
+        agent_user: String::new(),
+        agent_password: Default::default(),
+        replication_user: String::new(),
+        replication_password: Default::default(),
+        monitor_user: String::new(),
+        monitor_password: Default::default(),
+    };
+    let role = |mode, address: &str| Role {
+        mode,
+        hosts: vec!["db1".into(), "db2".into()],
+        ips: vec![ip(address)],
+        prefer: None,
+    };
+    Config {
+        cluster: Cluster {
+            active_master_role: "writer".into(),
+            lease_ttl: Duration::from_secs(3),
+            heartbeat_interval: Duration::from_millis(500),
+            insecure_plaintext: true,
+            move_grace: Duration::from_secs(1),
+            move_timeout: Duration::from_secs(2),
+            drain_timeout: Duration::from_secs(30),
+            on_drain_timeout: OnDrainTimeout::Hold,
+            hang_timeout: Duration::from_secs(3),
+            restart_grace: Duration::ZERO,
+            hosts: BTreeMap::from([("db1".into(), host(11, "db2")), ("db2".into(), host(12, "db1"))]),
+            roles: BTreeMap::from([
+                ("writer".into(), role(RoleMode::Exclusive, WRITER)),
+                ("reader".into(), role(RoleMode::Balanced, READER)),
+            ]),
+        },
+        this: "db1".into(),
+        state_path: "/dev/null".into(),
+        mysql_socket: None,
+    }
+}
+
+fn server(writing: Writing) -> ServerReport {
+    ServerReport { life: Life::Alive, writing, executed: None, replication: None }
+}
+
+impl Agent {
+    fn new(saved: Option<Saved>, boot: u64) -> Agent {
+        let core = Core::new(&config(), saved, Boot(boot), "machine".into(), Millis(10_000));
+        let mut a = Agent {
+            core,
+            now: 10_000,
+            kernel: BTreeMap::new(),
+            log: vec![],
+            reports: vec![],
+            saved: None,
+            kernel_fails: false,
+        };
+        a.give(Input::MonitorUp);
+        a.give(Input::Server(server(Writing::ReadOnly)));
+        a.log.clear();
+        a
+    }
+
+    fn give(&mut self, input: Input) {
+        let mut inputs = vec![input];
+        while !inputs.is_empty() {
+            let mut out = vec![];
+            self.core.handle(Millis(self.now), inputs.remove(0), &mut out);
+            for output in out {
+                match output {
+                    Output::Persist(saved) => {
+                        self.saved = Some(saved);
+                        self.log.push("save".into());
+                    }
+                    Output::LookUp { asked } => {
+                        inputs.push(Input::Kernel { asked, present: self.kernel.keys().copied().collect() });
+                    }
+                    Output::Send(report) => {
+                        self.log.push("report".into());
+                        self.reports.push(*report);
+                    }
+                    Output::Audit(_) => {}
+                    Output::Exit => self.log.push("exit".into()),
+                    Output::Do(step) => {
+                        let result = if self.kernel_fails { Err("no such device".to_owned()) } else { Ok(()) };
+                        match &step {
+                            Step::Address { ip, lifetime_s } => {
+                                self.log.push(format!("add {ip} {lifetime_s}s"));
+                                if result.is_ok() {
+                                    self.kernel.insert(*ip, *lifetime_s);
+                                }
+                                inputs.push(Input::Done { step, result });
+                            }
+                            Step::Remove { ip } => {
+                                self.log.push(format!("remove {ip}"));
+                                if result.is_ok() {
+                                    self.kernel.remove(ip);
+                                }
+                                inputs.push(Input::Done { step, result });
+                            }
+                            Step::Announce { ip } => self.log.push(format!("announce {ip}")),
+                            Step::ReadOnly => self.log.push("read-only".into()),
+                            Step::Writable { .. } => self.log.push("writable".into()),
+                            Step::Follow { host } => self.log.push(format!("follow {host}")),
+                            Step::Detach => self.log.push("detach".into()),
+                            Step::Task(task) => self.log.push(format!("task {}", task.id)),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A server step was carried out; the watcher saw it first.
+    fn server_did(&mut self, step: Step, now: Writing) {
+        self.give(Input::Server(server(now)));
+        self.give(Input::Done { step, result: Ok(()) });
+    }
+
+    fn after(&mut self, ms: u64) {
+        self.now += ms;
+        self.give(Input::Tick);
+    }
+
+    fn last(&self) -> &Report {
+        self.reports.last().unwrap()
+    }
+
+    /// What happened since the last call, without the reports.
+    fn did(&mut self) -> String {
+        let log = std::mem::take(&mut self.log);
+        log.into_iter().filter(|l| l != "report").collect::<Vec<_>>().join(", ")
+    }
+
+    fn order(&self, addresses: &[(&str, AddressOrder)]) -> Order {
+        Order {
+            answers: self.last().anchor,
+            state: HostState::Online,
+            addresses: addresses.iter().map(|(a, o)| (ip(a), o.clone())).collect(),
+            replication: ReplicationOrder::Keep,
+            task: None,
+        }
+    }
+
+    fn hold(&mut self, address: &str, epoch: u64, write: bool) {
+        let order = self.order(&[(address, hold(epoch, write, true))]);
+        self.give(Input::Order(order));
+    }
+
+    /// The writer is here and open, by epoch 5.
+    fn writing() -> Agent {
+        let mut a = Agent::new(None, 1);
+        a.hold(WRITER, 5, true);
+        a.server_did(Step::Writable { until: Millis(0) }, Writing::Allowed);
+        assert_eq!(a.did(), "save, writable, add 10.0.0.50 3s, announce 10.0.0.50");
+        a
+    }
+}
+
+fn hold(epoch: u64, write: bool, proof: bool) -> AddressOrder {
+    let granters = BTreeSet::from(["db2".into()]);
+    AddressOrder::Hold(Hold { epoch: Epoch(epoch), role: "writer".into(), granters, proof, write })
+}
+
+fn let_go(epoch: u64) -> AddressOrder {
+    AddressOrder::LetGo { epoch: Epoch(epoch) }
+}
+
+#[test]
+fn the_epoch_is_saved_then_the_server_opens_then_the_address_comes() {
+    Agent::writing();
+}
+
+#[test]
+fn an_address_of_a_reader_needs_no_open_server() {
+    let mut a = Agent::new(None, 1);
+    a.hold(READER, 5, false);
+    assert_eq!(a.did(), "save, add 10.0.0.51 3s, announce 10.0.0.51");
+}
+
+#[test]
+fn renewals_save_nothing_and_refresh_the_kernels_lifetime_in_whole_seconds_of_the_rest() {
+    let mut a = Agent::new(None, 1);
+    a.hold(READER, 5, false);
+    a.did();
+    a.after(500);
+    assert_eq!(a.did(), "", "2.5 s are left; two whole seconds end earlier than what is set");
+    a.hold(READER, 5, false);
+    assert_eq!(a.did(), "add 10.0.0.51 3s");
+}
+
+#[test]
+fn without_renewal_the_address_is_gone_before_the_lease_ends_and_then_the_server_is_closed() {
+    let mut a = Agent::writing();
+    a.after(2_799);
+    assert_eq!(a.did(), "");
+    a.after(1);
+    assert_eq!(a.did(), "remove 10.0.0.50, read-only");
+    assert!(a.kernel.is_empty());
+}
+
+// R13
+#[test]
+fn a_release_is_not_told_before_the_server_reads_back_as_closed() {
+    let mut a = Agent::writing();
+    let order = a.order(&[(WRITER, let_go(6))]);
+    a.give(Input::Order(order));
+    assert_eq!(a.did(), "remove 10.0.0.50, read-only, save", "letting go does not wait for the disk");
+    let told = a.last().addresses[&ip(WRITER)];
+    assert_eq!((told.seen, told.has), (Epoch(6), true));
+    a.server_did(Step::ReadOnly, Writing::ReadOnly);
+    assert!(!a.last().addresses[&ip(WRITER)].has);
+}
+
+#[test]
+fn a_server_that_has_ended_or_hangs_is_fenced_by_its_address_and_told_at_once() {
+    for life in [Life::Dead { why: "refused".into() }, Life::Hung { for_ms: 3000 }] {
+        let mut a = Agent::writing();
+        a.give(Input::Server(ServerReport { life, writing: Writing::Unknown, ..server(Writing::Unknown) }));
+        assert_eq!(a.did(), "remove 10.0.0.50");
+        let report = a.last();
+        assert_eq!((report.addresses[&ip(WRITER)].has, report.server.writing), (false, Writing::Unknown));
+        // Renewals of the same order do not bring it back while the server is gone.
+        a.hold(WRITER, 5, true);
+        assert_eq!(a.did(), "");
+    }
+}
+
+#[test]
+fn a_server_that_wakes_without_an_order_is_closed_first() {
+    let mut a = Agent::writing();
+    a.give(Input::Server(ServerReport { life: Life::Hung { for_ms: 3000 }, ..server(Writing::Unknown) }));
+    let order = a.order(&[(WRITER, let_go(6))]);
+    a.give(Input::Order(order));
+    a.did();
+    a.give(Input::Server(server(Writing::Allowed)));
+    assert_eq!(a.did(), "read-only");
+}
+
+#[test]
+fn what_no_order_ever_spoke_about_is_reported_and_not_touched() {
+    let mut a = Agent::new(None, 1);
+    a.kernel.insert(ip(WRITER), 0);
+    a.give(Input::KernelChanged);
+    a.give(Input::Server(server(Writing::Allowed)));
+    a.after(60_000);
+    assert_eq!(a.did(), "");
+    assert_eq!(a.last().addresses[&ip(WRITER)].seen, Epoch(0));
+    assert!(a.last().addresses[&ip(WRITER)].has);
+}
+
+#[test]
+fn a_failed_step_is_told_and_tried_again() {
+    let mut a = Agent::new(None, 1);
+    a.kernel_fails = true;
+    a.hold(READER, 5, false);
+    assert_eq!(a.did(), "save, add 10.0.0.51 3s");
+    assert_eq!(a.last().troubles, ["adding reader(10.0.0.51): no such device"]);
+    a.after(499);
+    assert_eq!(a.did(), "");
+    a.kernel_fails = false;
+    a.after(1);
+    assert_eq!(a.did(), "add 10.0.0.51 2s, announce 10.0.0.51");
+    assert_eq!(a.last().troubles, Vec::<String>::new());
+}
+
+#[test]
+fn a_failed_removal_is_never_told_as_done() {
+    let mut a = Agent::writing();
+    a.kernel_fails = true;
+    let order = a.order(&[(WRITER, let_go(6))]);
+    a.give(Input::Order(order));
+    a.server_did(Step::ReadOnly, Writing::ReadOnly);
+    assert!(a.last().addresses[&ip(WRITER)].has);
+    assert_eq!(a.last().troubles, ["removing writer(10.0.0.50): no such device"]);
+}
+
+#[test]
+fn orders_of_another_life_and_overtaken_ones_are_not_obeyed() {
+    let mut a = Agent::new(None, 7);
+    let old = a.order(&[(READER, hold(5, false, true))]);
+    a.after(500);
+    let newest = a.order(&[(READER, let_go(4))]);
+    a.give(Input::Order(newest));
+    a.did();
+    a.give(Input::Order(old.clone()));
+    assert_eq!(a.did(), "", "answers an older report than the order before");
+    let other_life = Order { answers: Anchor { boot: Boot(6), ..a.last().anchor }, ..old };
+    a.give(Input::Order(other_life));
+    assert_eq!(a.did(), "");
+}
+
+#[test]
+fn a_task_is_saved_begun_once_and_told_until_the_order_drops_it() {
+    let mut a = Agent::new(None, 1);
+    let task = Task { id: Epoch(9), work: Work::Drain { timeout_ms: 1000 } };
+    let order = Order { task: Some(task.clone()), ..a.order(&[]) };
+    a.give(Input::Order(order.clone()));
+    a.give(Input::Order(order.clone()));
+    assert_eq!(a.did(), "save, task 9");
+    a.give(Input::TaskDone { id: Epoch(9), outcome: TaskOutcome::Done { position: None } });
+    assert_eq!(a.last().task.as_ref().unwrap().outcome, TaskOutcome::Done { position: None });
+    let dropped = a.order(&[]);
+    a.give(Input::Order(dropped));
+    a.after(500);
+    assert_eq!(a.last().task, None);
+    // A process started after it began cannot know how it ended.
+    let mut next = Agent::new(a.saved.clone(), 2);
+    let order = Order { task: Some(task), ..next.order(&[]) };
+    next.give(Input::Order(order));
+    assert!(matches!(next.last().task.as_ref().unwrap().outcome, TaskOutcome::Failed { .. }));
+    assert_eq!(next.did(), "");
+}
+
+#[test]
+fn quiescing_has_charge_of_read_only_only_while_its_order_runs() {
+    let mut a = Agent::writing();
+    let task = Task { id: Epoch(6), work: Work::Quiesce { grace_ms: 1000, timeout_ms: 2000 } };
+    let order = Order { task: Some(task), ..a.order(&[(WRITER, hold(6, false, true))]) };
+    a.give(Input::Order(order));
+    assert_eq!(a.did(), "save, task 6");
+    a.after(2_800);
+    assert_eq!(a.did(), "remove 10.0.0.50, read-only");
+}
+
+#[test]
+fn replication_is_pointed_where_ordered_and_an_operators_stop_is_respected() {
+    let mut a = Agent::new(None, 1);
+    let replicating = |source: &str, io| ServerReport {
+        replication: Some(ReplicationReport {
+            source: source.into(),
+            port: 3306,
+            io_running: io,
+            sql_running: true,
+            received: None,
+            behind_ms: None,
+            error: String::new(),
+        }),
+        ..server(Writing::ReadOnly)
+    };
+    let follow = |a: &Agent| Order { replication: ReplicationOrder::Follow { host: "db2".into() }, ..a.order(&[]) };
+    a.give(Input::Server(replicating("10.0.0.13", true)));
+    let order = follow(&a);
+    a.give(Input::Order(order));
+    assert_eq!(a.did(), "follow db2");
+    a.give(Input::Server(replicating("10.0.0.12", true)));
+    a.give(Input::Done { step: Step::Follow { host: "db2".into() }, result: Ok(()) });
+    a.give(Input::Server(replicating("10.0.0.12", false)));
+    a.after(1_000);
+    assert_eq!(a.did(), "", "somebody stopped it; it is not ours to start");
+}
+
+#[test]
+fn ending_gives_everything_back_tells_it_and_only_then_exits() {
+    let mut a = Agent::writing();
+    a.give(Input::Shutdown { keep: false });
+    assert_eq!(a.did(), "remove 10.0.0.50, read-only");
+    a.server_did(Step::ReadOnly, Writing::ReadOnly);
+    assert_eq!(a.did(), "save, exit");
+    assert!(a.last().leaving && !a.last().addresses[&ip(WRITER)].has);
+}
+
+#[test]
+fn ending_for_an_upgrade_keeps_the_address_and_the_next_life_goes_on_with_it() {
+    let mut a = Agent::writing();
+    a.give(Input::Shutdown { keep: true });
+    assert_eq!(a.did(), "save, exit");
+    let mut next = Agent { kernel: a.kernel.clone(), ..Agent::new(a.saved.clone(), 2) };
+    next.give(Input::KernelChanged);
+    next.give(Input::Server(server(Writing::Allowed)));
+    assert_eq!(next.did(), "");
+    next.hold(WRITER, 5, true);
+    assert_eq!(next.did(), "add 10.0.0.50 3s", "the lifetime is refreshed, nothing else changes");
+}
