@@ -396,7 +396,7 @@ impl World {
         let Some(host) = self.hosts.get(name) else { return };
         let reached = host.alive && !self.cut.contains(name);
         let serves = reached && host.server.up && host.server.hung_since.is_none();
-        let threads = host.server.io && host.server.sql;
+        let threads = host.server.io && host.server.sql && self.source_answers(name);
         let verdict = |ok: bool, why: &str| {
             if ok { CheckResult::Ok(String::new()) } else { CheckResult::Error(why.to_owned()) }
         };
@@ -598,16 +598,24 @@ impl World {
         }
     }
 
+    /// Its server serves, and nothing is between it and the others.
+    fn serves(&self, name: &HostName) -> bool {
+        self.hosts.get(name).is_some_and(|h| h.alive && h.server.up && h.server.hung_since.is_none())
+            && !self.cut.contains(name)
+    }
+
+    /// The I/O thread is connected, not "Connecting".
+    fn source_answers(&self, name: &HostName) -> bool {
+        let source = self.hosts.get(name).and_then(|h| h.server.source.as_ref());
+        self.serves(name) && source.is_some_and(|s| self.serves(s))
+    }
+
     fn replicate(&mut self, name: &HostName) {
         let Some(source) = self.hosts.get(name).and_then(|h| h.server.source.clone()) else { return };
-        let reachable = |w: &World, n: &HostName| {
-            w.hosts.get(n).is_some_and(|h| h.alive && h.server.up && h.server.hung_since.is_none())
-                && !w.cut.contains(n)
-        };
-        if !reachable(self, name) {
+        if !self.serves(name) {
             return;
         }
-        let there = reachable(self, &source).then(|| self.hosts[&source].server.executed.clone());
+        let there = self.serves(&source).then(|| self.hosts[&source].server.executed.clone());
         let Some(host) = self.hosts.get_mut(name) else { return };
         let server = &mut host.server;
         if let (Some(there), true) = (&there, server.io) {
@@ -690,10 +698,10 @@ impl World {
                     replication: Some(ReplicationReport {
                         source: source_ip,
                         port: 3306,
-                        io_running: server.io,
+                        io_running: server.io && self.source_answers(name),
                         sql_running: server.sql,
                         received: Some(server.gtids(&server.received)),
-                        behind_ms: (server.io && server.sql).then_some(0),
+                        behind_ms: (server.io && server.sql && self.source_answers(name)).then_some(0),
                         error: String::new(),
                     }),
                 };

@@ -28,6 +28,10 @@ fn check(story: impl FnOnce(&Lab, &Client) -> Result<()>) -> Result<()> {
         client.wait_write(Instant::now(), SOON)?;
         let journal = client.finish();
         for host in DB {
+            if is_kept_out(lab, host)? {
+                println!("{host} is kept out of the cluster and not compared");
+                continue;
+            }
             lab.wait_for(&format!("every acknowledged write on {host}"), SOON, || {
                 let found = journal.verify(&lab.socket(host))?;
                 if found.is_right() { Ok(()) } else { bail!("{found:?}") }
@@ -41,6 +45,13 @@ fn check(story: impl FnOnce(&Lab, &Client) -> Result<()>) -> Result<()> {
         );
         Ok(())
     })
+}
+
+/// Waits for the operator, with a reason in `show`: it has writes that nobody else has.
+fn is_kept_out(lab: &Lab, host: &str) -> Result<bool> {
+    let shown = lab.must_control(&["show"])?.text;
+    let warned = shown.lines().any(|l| l.starts_with("# ") && l.contains(host));
+    Ok(lab.state_of(host)? == "AWAITING_RECOVERY" && warned)
 }
 
 /// The longest time without an acknowledged write from `since` until the first write that was sent from now on.
@@ -82,8 +93,12 @@ fn a_planned_move_loses_nothing_and_hangs_nobody() -> Result<()> {
             let length = outage(client, since, &format!("move_role writer {new}"))?;
             nothing_lost_on(lab, new, client)?;
             ensure!(length < Duration::from_secs(3), "{length:?}");
+            // A connect may meet the moment in which nobody has the address; TCP repeats it after a second only.
             let timeouts = client.journal().timeouts(since);
-            ensure!(timeouts == 0, "{timeouts} calls of the client hung until their limit");
+            ensure!(
+                timeouts.statements == 0 && timeouts.connects <= 1,
+                "calls that hung until their limit: {timeouts:?}"
+            );
             ensure!(lab.read_only(old)?, "the old writer {old} is still writable");
             lab.wait_serving(SOON)?;
         }
@@ -133,8 +148,20 @@ fn a_hanging_server_is_succeeded() -> Result<()> {
         lab.wait_for("the woken server to be read-only", SOON, || {
             if lab.read_only(old)? { Ok(()) } else { bail!("{old} is writable") }
         })?;
-        lab.wait_back_online(old, SOON)?;
-        ensure!(lab.wait_serving(SOON)? == new, "the writer went back without being told to");
+        // The write that it was at when it was stopped is committed when it wakes. Either it was known elsewhere and
+        // the host follows the new writer, or nobody else has it and the host must not join.
+        lab.wait_for(&format!("{old} to follow or to be kept out"), SOON, || {
+            if is_kept_out(lab, old)? {
+                return Ok(());
+            }
+            match lab.state_of(old)?.as_str() {
+                "ONLINE" => lab.replicates(old),
+                state => bail!("{old} is {state}"),
+            }
+        })?;
+        // Nothing of it has reached the others: they follow the new writer.
+        lab.wait_for("replication of db3", SOON, || lab.replicates("db3"))?;
+        ensure!(lab.writer()? == new, "the writer went back without being told to");
         Ok(())
     })
 }
@@ -280,19 +307,24 @@ fn show_answers_while_an_agent_and_a_host_hang() -> Result<()> {
 #[test]
 fn without_its_own_network_the_monitor_changes_nothing() -> Result<()> {
     check(|lab, client| {
-        let writer = lab.writer()?;
-        let since = Instant::now();
-        for to in DB.into_iter().chain([GATEWAY]) {
-            lab.cut_both(MONITOR, to)?;
-        }
-        stays("the writer", Duration::from_secs(10), || match lab.writer()? {
-            host if host == writer => Ok(()),
-            host => bail!("{host} is the writer"),
+        let readers = |lab: &Lab| -> Result<Vec<_>> { Ok(vec![lab.readers_of("db1")?, lab.readers_of("db2")?]) };
+        let (writer, before, since) = (lab.writer()?, readers(lab)?, Instant::now());
+        lab.cut_both(MONITOR, GATEWAY)?;
+        lab.wait_for("the failed network check in the log", SOON, || {
+            let log = std::fs::read_to_string(lab.dir().join(MONITOR).join("mmm_mond.log"))?;
+            if log.contains("none of ping_ips answers") { Ok(()) } else { bail!("it is not there") }
+        })?;
+        // Now a failed check says nothing about db3: it keeps its state, and nobody gets its address.
+        lab.cut_both(MONITOR, "db3")?;
+        stays("writer, readers and states", Duration::from_secs(10), || {
+            ensure!(lab.writer()? == writer && readers(lab)? == before, "{} {:?}", lab.writer()?, readers(lab)?);
+            ensure!(lab.state_of("db3")? == "ONLINE", "db3 is {}", lab.state_of("db3")?);
+            Ok(())
         })?;
         lab.heal_all()?;
         lab.wait_serving(SOON)?;
         ensure!(lab.writer()? == writer, "the writer moved from {writer} to {}", lab.writer()?);
-        let length = outage(client, since, "monitor without a network for 10 s")?;
+        let length = outage(client, since, "monitor without its gateway")?;
         ensure!(length < Duration::from_secs(2), "{length:?}");
         Ok(())
     })

@@ -289,7 +289,7 @@ fn client(lab: &Lab, seconds: Option<u64>, period: Duration) -> Result<()> {
         "\n{} writes acknowledged, longest outage {:.3} s, calls at their time limit: {}",
         journal.acknowledged().count(),
         all.length().as_secs_f64(),
-        journal.timeouts(began)
+        journal.timeouts(began).all()
     );
     for (why, times) in journal.troubles(began) {
         println!("  {times:>5} x {why}");

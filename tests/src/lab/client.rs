@@ -78,6 +78,20 @@ pub struct Outage {
     pub until: Instant,
 }
 
+/// Calls that were given up at the client's time limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// A first packet that met nobody is repeated after a second, later than the limit.
+    pub connects: usize,
+    pub statements: usize,
+}
+
+impl Timeouts {
+    pub fn all(self) -> usize {
+        self.connects + self.statements
+    }
+}
+
 impl Outage {
     pub fn length(&self) -> Duration {
         self.until.saturating_duration_since(self.from)
@@ -103,10 +117,11 @@ impl Journal {
         longest
     }
 
-    /// Calls that were given up at the time limit since `from`: connects and statements.
-    pub fn timeouts(&self, from: Instant) -> usize {
-        let connects = self.failed_connects.iter().filter(|c| c.at + c.took >= from && c.took >= self.limit).count();
-        connects + self.writes.iter().filter(|w| w.ended >= from && w.ended - w.sent >= self.limit).count()
+    /// Calls that were given up at the time limit since `from`.
+    pub fn timeouts(&self, from: Instant) -> Timeouts {
+        let connects = self.failed_connects.iter().filter(|c| c.at + c.took >= from && c.took >= self.limit);
+        let statements = self.writes.iter().filter(|w| w.ended >= from && w.ended - w.sent >= self.limit);
+        Timeouts { connects: connects.count(), statements: statements.count() }
     }
 
     /// How often each reason was seen since `from`, of writes without an acknowledgement and of failed connects.
@@ -379,8 +394,8 @@ mod tests {
     fn a_call_at_its_limit_counts_as_a_timeout() {
         let mut j = journal(&[0, 20]);
         j.writes[1].ended += Duration::from_millis(500);
-        assert_eq!(j.timeouts(j.began), 1);
-        assert_eq!(j.timeouts(j.began + Duration::from_millis(510)), 1, "it was sent before, and given up after");
-        assert_eq!(j.timeouts(j.began + Duration::from_millis(530)), 0);
+        assert_eq!(j.timeouts(j.began), Timeouts { connects: 0, statements: 1 });
+        assert_eq!(j.timeouts(j.began + Duration::from_millis(510)).all(), 1, "it was sent before, and given up after");
+        assert_eq!(j.timeouts(j.began + Duration::from_millis(530)).all(), 0);
     }
 }
