@@ -160,6 +160,20 @@ fn an_isolated_host_without_an_agent_loses_its_addresses_by_the_kernels_hand() {
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
 }
 
+// Without the agent's word both checks fail by trap_period, at about the same time: the replica's trouble must not take
+// the only candidate away.
+#[test]
+fn a_server_that_dies_together_with_its_agent_is_failed_over() {
+    for wait in 0..10 {
+        let mut w = cluster();
+        w.run(70_000 + wait * 100);
+        w.stop_agent("db1");
+        w.kill_server("db1");
+        w.run(10_000);
+        assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    }
+}
+
 #[test]
 fn a_restart_of_an_agent_costs_nothing() {
     let mut w = cluster();

@@ -148,6 +148,14 @@ impl HostFacts {
         self.link.is_some() && self.report.as_ref().is_some_and(|r| matches!(r.server.life, Life::Alive))
     }
 
+    /// The newest look at it succeeded. A replica of a server that may be dying is not to blame: its own checks can
+    /// fail a moment earlier than its master's, and the only candidate would be lost.
+    pub(crate) fn serves(&self) -> bool {
+        self.gone.is_none()
+            && self.check(CheckKind::Mysql) == Verdict::Good
+            && self.checks.get(&CheckKind::Mysql).is_some_and(|c| c.result.is_ok())
+    }
+
     pub(crate) fn executed(&self) -> Option<&Gtids> {
         self.report.as_ref()?.server.executed.as_ref()
     }

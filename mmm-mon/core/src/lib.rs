@@ -393,7 +393,10 @@ impl Core {
             agent_answers: self.agent_answers(now, name) && facts.server_alive(),
             machine_boot: facts.report.as_ref().map(|r| r.machine_boot.as_str()),
             is_active_master: self.active.as_ref() == Some(name) || self.writer_holder() == Some(name),
-            peer_online_for: peer.and_then(|p| self.hosts.get(p)).and_then(|p| p.status.online_for(now)),
+            peer_online_for: peer
+                .and_then(|p| self.hosts.get(p))
+                .filter(|p| p.facts.serves())
+                .and_then(|p| p.status.online_for(now)),
             compared: self.compared(name),
             auto_set_online: self.config.auto_set_online,
             flap_duration: self.config.flap_duration,

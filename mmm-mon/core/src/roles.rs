@@ -85,11 +85,7 @@ impl Standing<'_> {
         if let Some(asked) = self.intent.get(&ip)
             && let Some(host) = self.find(asked)
         {
-            return if holder == Some(asked) {
-                Wish::stay("")
-            } else {
-                Wish::go(host, "asked for by the operator")
-            };
+            return if holder == Some(asked) { Wish::stay("") } else { Wish::go(host, "asked for by the operator") };
         }
         let candidates = || role.hosts.iter().filter_map(|h| self.find(h)).filter(|e| Some(e.host()) != holder);
         let preferred = role.prefer.as_ref().filter(|p| Some(*p) != holder).and_then(|p| self.find(p));

@@ -71,7 +71,8 @@ pub(crate) struct View<'a> {
     pub(crate) agent_answers: bool,
     pub(crate) machine_boot: Option<&'a str>,
     pub(crate) is_active_master: bool,
-    /// How long the peer (a slave's: the active master) has been ONLINE; None if it is not, or there is none.
+    /// How long the peer (a slave's: the active master) has been ONLINE; None if it is not, is not seen to serve at
+    /// this moment, or there is none.
     pub(crate) peer_online_for: Option<Duration>,
     pub(crate) compared: Compared,
     pub(crate) auto_set_online: Duration,
