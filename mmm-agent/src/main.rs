@@ -21,6 +21,7 @@ mod testnet;
 use anyhow::{Context, bail};
 use clap::Parser;
 use mmm_agent_core::Core;
+use mmm_agent_core::io::Saved;
 use mmm_common::config::parse::{self, Mistake};
 use mmm_common::config::{Agent as Config, Host};
 use nix::sys::signal::{SigSet, Signal as UnixSignal};
@@ -153,7 +154,9 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     let machine_boot = clock::machine_boot()?;
 
     let roles: BTreeSet<IpAddr> = config.cluster.addresses().into_keys().collect();
-    remove_endless(&addresses, &roles).await?;
+    if let Some(saved) = &saved {
+        remove_endless(&addresses, saved).await?;
+    }
     let (changes, kernel) = mpsc::unbounded_channel();
     netlink::watch(&host.cluster_interface, roles.clone(), changes)?;
     let (inputs, database) = mpsc::unbounded_channel();
@@ -183,10 +186,11 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     .await
 }
 
-/// An agent that goes on after a restart trusts that the kernel takes its addresses away in time. One that somebody
-/// has configured by hand (or another program, like MMM before) would stay for ever.
-async fn remove_endless(addresses: &netlink::Addresses, roles: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
-    for ip in addresses.endless(roles).await? {
+/// An agent that goes on after a restart with the orders of the process before it trusts that the kernel takes their
+/// addresses away in time. One that somebody has configured by hand meanwhile would stay for ever.
+async fn remove_endless(addresses: &netlink::Addresses, saved: &Saved) -> anyhow::Result<()> {
+    let inherited = saved.addresses.iter().filter(|(_, slot)| slot.hold.is_some()).map(|(ip, _)| *ip).collect();
+    for ip in addresses.endless(&inherited).await? {
         tracing::warn!(%ip, "role address was on this host without a lifetime, so not put there by an agent; removing it");
         addresses.remove(ip).await?;
     }

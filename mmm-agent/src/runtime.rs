@@ -351,6 +351,7 @@ fn log(audit: Audit) {
 }
 
 #[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a scripted core has nothing to say about other inputs")]
 mod tests {
     use super::*;
     use crate::monitor_link::Myself;
@@ -361,10 +362,12 @@ mod tests {
     use std::rc::Rc;
     use tokio::sync::mpsc::{self, UnboundedSender};
 
+    type Answer = Box<dyn FnMut(&Input) -> Vec<Output>>;
+
     /// A core that does as the test says, and notes what it was given.
     struct Script {
         given: Rc<RefCell<Vec<Input>>>,
-        answer: Box<dyn FnMut(&Input) -> Vec<Output>>,
+        answer: Answer,
         deadline: Option<Millis>,
     }
 

@@ -1,6 +1,5 @@
 //! TCP connections on a role address, by the kernel's sock_diag: destroyed before the address goes, so that clients
-//! get a reset at once instead of hanging until their own timeout; and listed, so that the database part can tell
-//! which sessions came over the address.
+//! get a reset at once instead of hanging until their own timeout.
 //!
 //! Listening sockets are never touched: the server goes on serving its other addresses.
 
@@ -18,7 +17,7 @@ use rtnetlink::packet_core::{
 use rtnetlink::sys::protocols::NETLINK_SOCK_DIAG;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr as KernelAddr, TokioSocket};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -57,22 +56,6 @@ pub(crate) async fn destroy_on(ip: IpAddr, within: Duration) -> Result<usize, So
         Ok(Ok(())) => Ok(done),
         Ok(Err(e)) => Err(named(tried(), e)),
         Err(_) => Err(SocketsError::NoAnswer { tried: tried(), within, done }),
-    }
-}
-
-/// Who is connected to `ip`:`port` now: the other ends of its established connections.
-pub(crate) async fn sessions_on(ip: IpAddr, port: u16) -> Result<Vec<SocketAddr>, SocketsError> {
-    let tried = || format!("listing the TCP connections on {ip} port {port}");
-    let work = async { Kernel::open()?.list(ip, StateFlags::ESTABLISHED).await };
-    match tokio::time::timeout(DEADLINE, work).await {
-        Ok(Ok(sockets)) => Ok(sockets
-            .into_iter()
-            .map(|socket| socket.id)
-            .filter(|id| id.source_port == port)
-            .map(|id| SocketAddr::new(id.destination_address.to_canonical(), id.destination_port))
-            .collect()),
-        Ok(Err(e)) => Err(named(tried(), e)),
-        Err(_) => Err(SocketsError::NoAnswer { tried: tried(), within: DEADLINE, done: 0 }),
     }
 }
 
@@ -234,9 +217,25 @@ mod tests {
     use crate::netlink::Addresses;
     use crate::testnet::TwoHosts;
     use std::io::{ErrorKind, Read, Write};
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
 
     const PORT: u16 = 3306;
+
+    /// Who is connected to `ip`:`port` now: the other ends of its established connections.
+    async fn sessions_on(ip: IpAddr, port: u16) -> Result<Vec<SocketAddr>, SocketsError> {
+        let tried = || format!("listing the TCP connections on {ip} port {port}");
+        let work = async { Kernel::open()?.list(ip, StateFlags::ESTABLISHED).await };
+        match tokio::time::timeout(DEADLINE, work).await {
+            Ok(Ok(sockets)) => Ok(sockets
+                .into_iter()
+                .map(|socket| socket.id)
+                .filter(|id| id.source_port == port)
+                .map(|id| SocketAddr::new(id.destination_address.to_canonical(), id.destination_port))
+                .collect()),
+            Ok(Err(e)) => Err(named(tried(), e)),
+            Err(_) => Err(SocketsError::NoAnswer { tried: tried(), within: DEADLINE, done: 0 }),
+        }
+    }
 
     /// Server sockets on the role address and a client's end of each, on the other host.
     async fn connected(hosts: &TwoHosts, role: IpAddr, listen: &str) -> (TcpListener, TcpStream, TcpStream) {
