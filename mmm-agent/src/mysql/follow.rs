@@ -42,7 +42,10 @@ async fn point(session: &mut Session, name: &HostName, host: &Host) -> Result<()
         return Err(format!("it cannot replicate by GTID: {cure}"));
     }
     match session.status().await.map_err(text)? {
-        Some(s) if s.by_gtid && is_source(&s, host) => start(session, &s, &vitals, name, host).await?,
+        // An ex-master that starts to fetch again would ask for what it wrote itself, from before it wrote.
+        Some(s) if s.by_gtid && is_source(&s, host) && !(vitals.ex_master && s.io == IoThread::Stopped) => {
+            start(session, &s, &vitals, name, host).await?;
+        }
         Some(s) => {
             apply_received(session, &s, &vitals, name, host).await?;
             change(session, host).await?;

@@ -292,11 +292,6 @@ impl Session {
         self.rows_of(limit, spellings).await.map(drop)
     }
 
-    pub(super) async fn row(&mut self, limit: Duration, sql: &str) -> Result<Fields, Trouble> {
-        let row = self.rows(limit, sql).await?.into_iter().next();
-        row.ok_or_else(|| Trouble::Strange { why: format!("the server gave no row for: {sql}") })
-    }
-
     /// For statements that hold a password: what the server says about syntax quotes the statement, so it is left out.
     pub(super) async fn run_secret(&mut self, limit: Duration, spellings: &[&str]) -> Result<(), Trouble> {
         self.run_of(limit, spellings).await.map_err(|mut e| {
