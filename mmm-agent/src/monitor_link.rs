@@ -566,10 +566,8 @@ mod tests {
         assert_eq!(hear_line(&mut new).await, Some(FromAgent::Report(report(vec![]))));
         drop(old);
         drop(new);
-        match next(&mut inputs).await {
-            Input::MonitorDown { why } => assert!(why.contains("closed it"), "{why}"),
-            other => panic!("one MonitorDown, for the newer one, and not {other:?}"),
-        }
+        let end = next(&mut inputs).await;
+        assert!(matches!(&end, Input::MonitorDown { why } if why.contains("closed it")), "{end:?}");
         assert!(inputs.try_recv().is_err());
     }
 
@@ -583,10 +581,8 @@ mod tests {
             link.send(report(vec!["x".repeat(200_000)]));
         }
         assert!(begin.elapsed() < Duration::from_secs(1), "sending never waits");
-        match next(&mut inputs).await {
-            Input::MonitorDown { why } => assert!(why.contains("did not take a report within 2 s"), "{why}"),
-            other => panic!("{other:?}"),
-        }
+        let end = next(&mut inputs).await;
+        assert!(matches!(&end, Input::MonitorDown { why } if why.contains("did not take a report")), "{end:?}");
         monitor(at, &mut inputs).await;
     }
 

@@ -2,6 +2,8 @@
 //! the monitor. The database server accepts connections and says nothing: its state is unknown, so the agent takes no
 //! new role, but keeps the one it goes on with from the process before it.
 
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise, in its helpers too")]
+
 #[path = "../src/testnet.rs"]
 mod testnet;
 
