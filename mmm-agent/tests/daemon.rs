@@ -200,10 +200,8 @@ impl Monitor {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut monitor = Monitor { lines: BufReader::new(stream) };
         monitor.send(&ToAgent::Hello { protocol: PROTOCOL, host: "db1".into() });
-        match monitor.hear() {
-            FromAgent::Hello { host, .. } => assert_eq!(host, HostName::from("db1")),
-            other => panic!("{other:?}"),
-        }
+        let hello = monitor.hear();
+        assert!(matches!(&hello, FromAgent::Hello { host, .. } if *host == HostName::from("db1")), "{hello:?}");
         monitor
     }
 
@@ -220,7 +218,7 @@ impl Monitor {
     fn report(&mut self) -> Report {
         match self.hear() {
             FromAgent::Report(report) => *report,
-            other => panic!("{other:?}"),
+            other @ (FromAgent::Hello { .. } | FromAgent::Refused { .. }) => panic!("{other:?}"),
         }
     }
 
