@@ -36,6 +36,11 @@ impl Client {
         self.command != "Sleep" && !queueing.iter().any(|q| self.state.starts_with(q))
     }
 
+    /// A replica that fetches from this server.
+    pub(super) fn fetches(&self) -> bool {
+        self.command.starts_with("Binlog Dump")
+    }
+
     /// A statement that only reads, as far as its first word tells.
     pub(super) fn only_reads(&self) -> bool {
         let reads = self.statement.starts_with("SELECT") || self.statement.starts_with("SHOW");

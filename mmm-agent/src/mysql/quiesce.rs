@@ -117,9 +117,11 @@ async fn close_clients(context: &Context, session: &mut Session, deadline: Insta
         }
         go
     };
+    // Not ours to kill (1095: a user with SYSTEM_USER); read_only holds them.
+    let mut spared: BTreeSet<u32> = BTreeSet::new();
     loop {
         let all = clients::ordinary(session, &context.config).await?;
-        let go = must_go(&all);
+        let go: BTreeSet<u32> = must_go(&all).difference(&spared).copied().collect();
         if go.is_empty() {
             return Ok(());
         }
@@ -132,10 +134,9 @@ async fn close_clients(context: &Context, session: &mut Session, deadline: Insta
         for id in go {
             match clients::kill(session, id).await {
                 Ok(()) => {}
-                // Not ours to kill (1095: a user with SYSTEM_USER): read_only holds it.
                 Err(Trouble::Refused { code: 1095, message }) => {
                     tracing::warn!(message, "a session could not be closed");
-                    return Ok(());
+                    spared.insert(id);
                 }
                 Err(e) => return Err(e),
             }

@@ -3,6 +3,7 @@
 //! A stopped SQL thread, or no answer, is a failure and never "in sync". On MariaDB nothing here starts one replication
 //! thread while the other is stopped with unapplied transactions: the server would throw its relay log away.
 
+use super::clients::{self, Client};
 use super::context::Context;
 use super::dialect::Dialect;
 use super::session::{QUERY, Session, Trouble};
@@ -66,16 +67,40 @@ pub(super) async fn catch_up(context: &Context, position: &Gtids, limit: Duratio
 pub(super) async fn drain(context: &Context, limit: Duration) -> Result<Option<Gtids>, String> {
     let at = |what: &str| format!("draining {}: {what}", context.server.place);
     let mut session = context.take(&context.task).await.map_err(|e| at(&format!("no login: {e}")))?;
+    end_fetchers(&mut session).await.map_err(|e| at(&format!("what fetches from here could not be ended: {e}")))?;
     let position = drained(&mut session, Instant::now() + limit).await.map_err(|why| at(&why))?;
     context.task.put(session);
     Ok(position)
+}
+
+/// Ends the sessions of those who fetch from here. That of a dead or hung master stays for a long while and counts as
+/// a semi-synchronous replica: the first commit of the new master would wait for it until the timeout (tried: 10 s of
+/// 10 s). The living connect again by themselves.
+async fn end_fetchers(session: &mut Session) -> Result<(), Trouble> {
+    for fetcher in clients::all(session).await?.into_iter().filter(Client::fetches) {
+        clients::kill(session, fetcher.id).await?;
+    }
+    Ok(())
+}
+
+/// Stops the I/O thread. With semi-sync on, MariaDB's replica first logs in to its master to end the dump thread there,
+/// and waits long for one that hangs or is gone (tried: 2 s of the default 5); one second is the least that can be set.
+async fn stop_fetching(session: &mut Session, deadline: Instant) -> Result<(), Trouble> {
+    if session.dialect == Dialect::MariaDb {
+        match session.run(QUERY, "SET GLOBAL rpl_semi_sync_slave_kill_conn_timeout=1").await {
+            // A server without it waits for nobody.
+            Ok(()) | Err(Trouble::Refused { code: 1193, .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let limit = QUERY.max(deadline.saturating_duration_since(Instant::now()));
+    session.run_of(limit, session.dialect.words().stop_io).await
 }
 
 /// Stops fetching and waits until everything received is applied. The order of statements is what keeps MariaDB's relay
 /// log (see the top of the file).
 pub(super) async fn drained(session: &mut Session, deadline: Instant) -> Result<Option<Gtids>, String> {
     let text = |e: Trouble| e.to_string();
-    let words = session.dialect.words();
     let recorded = session.status().await.map_err(text)?;
     let Some(recorded) = recorded else {
         return Ok(session.vitals().await.map_err(text)?.executed);
@@ -95,7 +120,7 @@ pub(super) async fn drained(session: &mut Session, deadline: Instant) -> Result<
             Some(_) | None => start_sql(session).await?,
         }
     }
-    session.run_of(QUERY.max(deadline.saturating_duration_since(Instant::now())), words.stop_io).await.map_err(text)?;
+    stop_fetching(session, deadline).await.map_err(text)?;
     wait_applied(session, &recorded, deadline).await
 }
 

@@ -7,7 +7,7 @@ use mmm_common::config::{Check as CheckConfig, Monitor as Config};
 use mmm_common::epoch::{Anchor, Boot};
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::Millis;
-use mmm_common::report::{Life, Report};
+use mmm_common::report::{Life, Report, Writing};
 use mmm_common::state::{CheckKind, CheckResult};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -154,6 +154,12 @@ impl HostFacts {
         self.gone.is_none()
             && self.check(CheckKind::Mysql) == Verdict::Good
             && self.checks.get(&CheckKind::Mysql).is_some_and(|c| c.result.is_ok())
+    }
+
+    /// What it has executed, once nothing but replication can add to it: read_only waits for commits under way, so a
+    /// position read with it on has everything that clients had written (a hung server that wakes goes on with them).
+    pub(crate) fn executed_for_good(&self) -> Option<&Gtids> {
+        self.executed().filter(|_| self.report.as_ref().is_some_and(|r| r.server.writing == Writing::ReadOnly))
     }
 
     pub(crate) fn executed(&self) -> Option<&Gtids> {

@@ -444,7 +444,8 @@ impl Core {
             if host.facts.link.is_none() || host.status.state == HostState::HardOffline {
                 continue;
             }
-            let Some(here) = host.facts.executed().cloned() else { continue };
+            // While it may still be written to (or a statement may still be inside it), more can come.
+            let Some(here) = host.facts.executed_for_good().cloned() else { continue };
             let (sample, at) = host.sample.get_or_insert_with(|| (here.clone(), now));
             let verdict = match there.missing(sample) {
                 Some(0) => Compared::Subset,
