@@ -8,6 +8,7 @@ use super::{mariadb, mysql8, status};
 use mmm_common::gtid::Gtids;
 use mmm_common::report::Writing;
 use status::Status;
+use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dialect {
@@ -91,7 +92,11 @@ impl Session {
 
     /// The default replication connection; None when no source is configured.
     pub(super) async fn status(&mut self) -> Result<Option<Status>, Trouble> {
-        let rows = self.rows_of(QUERY, self.dialect.words().status).await?;
+        self.status_within(QUERY).await
+    }
+
+    pub(super) async fn status_within(&mut self, limit: Duration) -> Result<Option<Status>, Trouble> {
+        let rows = self.rows_of(limit, self.dialect.words().status).await?;
         // MySQL: one row per channel, the default one has no name.
         let row = rows.iter().find(|r| r.text(&["Channel_Name", "Connection_name"]).unwrap_or_default().is_empty());
         let Some(row) = row else { return Ok(None) };

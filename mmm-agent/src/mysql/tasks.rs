@@ -10,12 +10,14 @@ use super::session::{QUERY, Session, Trouble};
 use super::status::{IoThread, Status};
 use mmm_common::gtid::Gtids;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Between two looks at the position.
 const POLL: Duration = Duration::from_millis(2);
 /// Between two looks at the SQL thread.
 const STATUS_POLL: Duration = Duration::from_millis(50);
+/// Within this a statement has reached its server, if it ever does.
+const STOP_ARRIVES: Duration = Duration::from_millis(50);
 /// How long a started thread may take to show that it runs.
 const START: Duration = Duration::from_secs(1);
 /// An SQL thread that has read everything for so long will not apply what is missing.
@@ -68,7 +70,17 @@ pub(super) async fn drain(context: &Context, limit: Duration) -> Result<Option<G
     let at = |what: &str| format!("draining {}: {what}", context.server.place);
     let mut session = context.take(&context.task).await.map_err(|e| at(&format!("no login: {e}")))?;
     end_fetchers(&mut session).await.map_err(|e| at(&format!("what fetches from here could not be ended: {e}")))?;
-    let position = drained(&mut session, Instant::now() + limit).await.map_err(|why| at(&why))?;
+    let deadline = Instant::now() + limit;
+    let text = |e: Trouble| at(&e.to_string());
+    let unconnected = session.status().await.map_err(text)?.filter(|s| s.sql && s.io == IoThread::Connecting);
+    let position = match unconnected {
+        Some(recorded) => {
+            let position = wait_applied(&mut session, &recorded, deadline).await.map_err(|why| at(&why))?;
+            leave_stopping(context, deadline).await.map_err(text)?;
+            position
+        }
+        None => drained(&mut session, deadline).await.map_err(|why| at(&why))?,
+    };
     context.task.put(session);
     Ok(position)
 }
@@ -95,6 +107,22 @@ async fn stop_fetching(session: &mut Session, deadline: Instant) -> Result<(), T
     }
     let limit = QUERY.max(deadline.saturating_duration_since(Instant::now()));
     session.run_of(limit, session.dialect.words().stop_io).await
+}
+
+/// Has the I/O thread stopped without waiting for the end of that: for one that has no connection. It takes no new one
+/// from the moment on that the statement has arrived, and what it waits for then (see `stop_fetching`) is none of ours.
+async fn leave_stopping(context: &Context, deadline: Instant) -> Result<(), Trouble> {
+    let mut session = context.server.connect(QUERY).await?;
+    let place = context.server.place.clone();
+    let stopping = tokio::spawn(async move { stop_fetching(&mut session, deadline).await });
+    match timeout(STOP_ARRIVES, stopping).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(e)) => Err(Trouble::Lost { why: e.to_string() }),
+        Err(_) => {
+            tracing::info!(place, "the I/O thread is still ending its connection to the old master");
+            Ok(())
+        }
+    }
 }
 
 /// Stops fetching and waits until everything received is applied. The order of statements is what keeps MariaDB's relay

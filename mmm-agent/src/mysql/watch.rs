@@ -25,6 +25,8 @@ const SLEEP_S: u64 = 3600;
 /// How long a new login may stay pending. Longer than a question: a hung server gets one login to answer when it wakes,
 /// not a heap of broken ones that would make it block the host.
 const PENDING: Duration = Duration::from_secs(10);
+/// How long a look that somebody waits for may wait for the replication status.
+const QUICK: Duration = Duration::from_millis(100);
 /// How long the status may stay unanswered before a new login asks again.
 const STATUS_RETRY: Duration = Duration::from_secs(1);
 
@@ -99,7 +101,8 @@ async fn sample(server: Server, seen: UnboundedSender<Seen>, mut pokes: Unbounde
     let mut sampler = Sampler { server, vitals: None, status: None, last_status: None, status_again: Instant::now() };
     let mut poke: Option<oneshot::Sender<()>> = None;
     loop {
-        let pause = sampler.round(&seen).await;
+        // Somebody waits for a fresh look: a replication status that is held up must not hold them up.
+        let pause = sampler.round(&seen, if poke.is_some() { QUICK } else { QUERY }).await;
         if let Some(done) = poke.take() {
             let _ended = seen.send(Seen::Flush(done));
         }
@@ -124,8 +127,8 @@ struct Sampler {
 
 impl Sampler {
     /// One look; gives back how long to wait before the next.
-    async fn round(&mut self, seen: &UnboundedSender<Seen>) -> Duration {
-        match self.look(seen).await {
+    async fn round(&mut self, seen: &UnboundedSender<Seen>, patience: Duration) -> Duration {
+        match self.look(seen, patience).await {
             Ok(sample) => {
                 let _ended = seen.send(Seen::Sample(sample));
                 PERIOD
@@ -144,7 +147,7 @@ impl Sampler {
         }
     }
 
-    async fn look(&mut self, seen: &UnboundedSender<Seen>) -> Result<Sample, Trouble> {
+    async fn look(&mut self, seen: &UnboundedSender<Seen>, patience: Duration) -> Result<Sample, Trouble> {
         let kept = match self.vitals.take() {
             Some(mut session) => match session.vitals().await {
                 Ok(vitals) => Some((session, vitals)),
@@ -166,7 +169,7 @@ impl Sampler {
         self.vitals = Some(session);
         let _ended = seen.send(Seen::Answer);
         let mut sample = Sample { writing: vitals.writing, executed: vitals.executed, replication: None, denied: None };
-        match self.replication(sample.executed.as_ref()).await {
+        match self.replication(sample.executed.as_ref(), patience).await {
             Ok(report) => {
                 self.last_status = report;
                 sample.replication = self.last_status.clone();
@@ -183,13 +186,17 @@ impl Sampler {
         Ok(sample)
     }
 
-    async fn replication(&mut self, executed: Option<&Gtids>) -> Result<Option<ReplicationReport>, Trouble> {
+    async fn replication(
+        &mut self,
+        executed: Option<&Gtids>,
+        patience: Duration,
+    ) -> Result<Option<ReplicationReport>, Trouble> {
         let mut session = match self.status.take() {
             Some(session) if session.usable() => session,
             Some(_) | None if Instant::now() < self.status_again => return Err(Trouble::Late { limit: QUERY }),
             Some(_) | None => self.server.connect(QUERY).await?,
         };
-        let answer = session.status().await;
+        let answer = session.status_within(patience).await;
         self.status = Some(session);
         Ok(answer?.map(|s| s.report(executed)))
     }

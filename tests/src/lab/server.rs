@@ -301,7 +301,7 @@ impl Server {
                     // Without a note for every connection that a test breaks.
                     ("log-warnings", "1".to_owned()),
                     ("gtid-strict-mode", "1".to_owned()),
-                    ("slave-net-timeout", "4".to_owned()),
+                    ("slave-net-timeout", "2".to_owned()),
                     ("rpl-semi-sync-master-enabled", on(semisync)),
                     ("rpl-semi-sync-slave-enabled", on(semisync)),
                     ("rpl-semi-sync-master-wait-point", "AFTER_SYNC".to_owned()),
@@ -318,7 +318,7 @@ impl Server {
                     ("super-read-only", "1".to_owned()),
                     ("gtid-mode", "ON".to_owned()),
                     ("enforce-gtid-consistency", "ON".to_owned()),
-                    ("replica-net-timeout", "4".to_owned()),
+                    ("replica-net-timeout", "2".to_owned()),
                     ("plugin-load-add", "semisync_source.so".to_owned()),
                     ("plugin-load-add", "semisync_replica.so".to_owned()),
                     ("loose-rpl-semi-sync-source-enabled", on(semisync)),
