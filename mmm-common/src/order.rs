@@ -14,6 +14,9 @@ use std::net::IpAddr;
 pub struct Order {
     /// The report that this answers; leases count from when that one was sent (R4).
     pub answers: Anchor,
+    /// How long the monitor believes a lease to last, in milliseconds. An agent whose own `lease_ttl` is longer must
+    /// not outstay what the monitor waits out.
+    pub lease_ttl_ms: u64,
     /// What the monitor thinks of the host; for the agent's log.
     pub state: HostState,
     /// Addresses the monitor has a word to say about. One that is not named is neither renewed nor taken away.

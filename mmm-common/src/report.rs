@@ -26,8 +26,17 @@ pub struct Report {
 pub struct AddressReport {
     /// The highest epoch seen for the address.
     pub seen: Epoch,
-    /// The address is on the machine, or the server may still be writable because of it (R13).
-    pub has: bool,
+    /// The address is on the machine.
+    pub present: bool,
+    /// The server may still be written to because of it (R13).
+    pub open: bool,
+}
+
+impl AddressReport {
+    /// Not released yet: what "has it" means in safety.md, R8 and R13.
+    pub fn has(&self) -> bool {
+        self.present || self.open
+    }
 }
 
 /// What the agent knows of its own server.

@@ -56,6 +56,10 @@ pub struct Core {
 
     server: ServerReport,
     died_at: Option<Millis>,
+    /// The address of the active master's role.
+    writer: Option<IpAddr>,
+    /// The first look of this life at the server has ended.
+    looked_at_server: bool,
     /// The writer address for which the server was opened and has not been seen closed since (R13).
     opened: Option<IpAddr>,
 
@@ -110,6 +114,8 @@ impl Core {
             answered: None,
             server: ServerReport::unknown("not looked at yet"),
             died_at: None,
+            writer: cluster.writer().and_then(|role| role.ips.first().copied()),
+            looked_at_server: false,
             opened,
             under_way: BTreeSet::new(),
             failed: BTreeMap::new(),
@@ -203,12 +209,13 @@ impl Core {
             // Orders are whole pictures: one that was overtaken says nothing that is still wanted.
             return false;
         }
+        let ttl = self.ttl.min(Duration::from_millis(order.lease_ttl_ms));
         let sent = of_this_life.then(|| self.sent.when(order.answers)).flatten();
         let mut new = false;
         for (ip, order) in order.addresses {
             let Some(slot) = self.slots.get_mut(&ip) else { continue };
             let text = describe(&order);
-            match slot.accept(order, sent, self.ttl, now) {
+            match slot.accept(order, sent, ttl, now) {
                 Accepted::Renewed => {}
                 Accepted::New => {
                     new = true;
@@ -296,8 +303,11 @@ impl Core {
             (Life::Alive, Writing::ReadOnly) => !self.under_way.contains(&Subject::Writable),
             (Life::Alive, Writing::Allowed | Writing::Unknown) | (Life::Hung { .. } | Life::Unknown { .. }, _) => false,
         };
+        self.looked_at_server = true;
         if closed {
             self.opened = None;
+        } else if matches!(self.server.life, Life::Alive) && self.server.writing == Writing::Allowed {
+            self.opened = self.writer.filter(|ip| self.slots.get(ip).is_some_and(|slot| slot.seen.0 > 0));
         }
     }
 
@@ -387,7 +397,7 @@ impl Core {
         let mut steps = situation.plan();
         // What is no longer wanted is no trouble any more; what is waits for its next try.
         let wanted: BTreeSet<Subject> = steps.iter().filter_map(Subject::of).collect();
-        self.failed.retain(|subject, _| wanted.contains(subject));
+        self.failed.retain(|subject, _| wanted.contains(subject) || self.under_way.contains(subject));
         steps.retain(|step| {
             Subject::of(step).is_none_or(|subject| self.failed.get(&subject).is_none_or(|(_, at)| *at <= now))
         });
@@ -419,11 +429,7 @@ impl Core {
                 self.under_way.insert(subject);
             }
             if matches!(step, Step::Writable { .. }) {
-                self.opened = self
-                    .slots
-                    .iter()
-                    .find(|(_, slot)| slot.hold.as_ref().is_some_and(|held| held.order.write))
-                    .map(|(ip, _)| *ip);
+                self.opened = self.writer;
             }
             out.push(Output::Do(step));
         }
@@ -465,8 +471,9 @@ impl Core {
             .iter()
             .map(|(ip, slot)| {
                 // R13: a release is not told before the server has been read back as closed.
-                let still_open = self.opened == Some(*ip) && matches!(self.server.life, Life::Alive);
-                (*ip, AddressReport { seen: slot.seen, has: slot.present || still_open })
+                let unclear = !self.looked_at_server || matches!(self.server.life, Life::Alive);
+                let open = self.opened == Some(*ip) && unclear;
+                (*ip, AddressReport { seen: slot.seen, present: slot.present, open })
             })
             .collect();
         out.push(Output::Send(Box::new(Report {

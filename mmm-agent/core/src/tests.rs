@@ -173,6 +173,7 @@ impl Agent {
     fn order(&self, addresses: &[(&str, AddressOrder)]) -> Order {
         Order {
             answers: self.last().anchor,
+            lease_ttl_ms: 3000,
             state: HostState::Online,
             addresses: addresses.iter().map(|(a, o)| (ip(a), o.clone())).collect(),
             replication: ReplicationOrder::Keep,
@@ -245,9 +246,9 @@ fn a_release_is_not_told_before_the_server_reads_back_as_closed() {
     a.give(Input::Order(order));
     assert_eq!(a.did(), "remove 10.0.0.50, read-only, save", "letting go does not wait for the disk");
     let told = a.last().addresses[&ip(WRITER)];
-    assert_eq!((told.seen, told.has), (Epoch(6), true));
+    assert_eq!((told.seen, told.has()), (Epoch(6), true));
     a.server_did(Step::ReadOnly, Writing::ReadOnly);
-    assert!(!a.last().addresses[&ip(WRITER)].has);
+    assert!(!a.last().addresses[&ip(WRITER)].has());
 }
 
 #[test]
@@ -257,7 +258,7 @@ fn a_server_that_has_ended_or_hangs_is_fenced_by_its_address_and_told_at_once() 
         a.give(Input::Server(ServerReport { life, writing: Writing::Unknown, ..server(Writing::Unknown) }));
         assert_eq!(a.did(), "remove 10.0.0.50");
         let report = a.last();
-        assert_eq!((report.addresses[&ip(WRITER)].has, report.server.writing), (false, Writing::Unknown));
+        assert_eq!((report.addresses[&ip(WRITER)].has(), report.server.writing), (false, Writing::Unknown));
         // Renewals of the same order do not bring it back while the server is gone.
         a.hold(WRITER, 5, true);
         assert_eq!(a.did(), "");
@@ -284,7 +285,7 @@ fn what_no_order_ever_spoke_about_is_reported_and_not_touched() {
     a.after(60_000);
     assert_eq!(a.did(), "");
     assert_eq!(a.last().addresses[&ip(WRITER)].seen, Epoch(0));
-    assert!(a.last().addresses[&ip(WRITER)].has);
+    assert!(a.last().addresses[&ip(WRITER)].has());
 }
 
 #[test]
@@ -309,7 +310,7 @@ fn a_failed_removal_is_never_told_as_done() {
     let order = a.order(&[(WRITER, let_go(6))]);
     a.give(Input::Order(order));
     a.server_did(Step::ReadOnly, Writing::ReadOnly);
-    assert!(a.last().addresses[&ip(WRITER)].has);
+    assert!(a.last().addresses[&ip(WRITER)].has());
     assert_eq!(a.last().troubles, ["removing writer(10.0.0.50): no such device"]);
 }
 
@@ -395,7 +396,7 @@ fn ending_gives_everything_back_tells_it_and_only_then_exits() {
     assert_eq!(a.did(), "remove 10.0.0.50, read-only");
     a.server_did(Step::ReadOnly, Writing::ReadOnly);
     assert_eq!(a.did(), "save, exit");
-    assert!(a.last().leaving && !a.last().addresses[&ip(WRITER)].has);
+    assert!(a.last().leaving && !a.last().addresses[&ip(WRITER)].has());
 }
 
 #[test]

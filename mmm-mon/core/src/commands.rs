@@ -111,7 +111,12 @@ impl Core {
                     "Host '{name}' has {n} transactions that the active master '{active}' lacks. It can't be switched to ONLINE: save them and re-clone it, or undo them."
                 ));
             }
-            (Compared::Open, Some(active)) if host.facts.executed().is_some() && self.agent_answers(now, active) => {
+            (Compared::Open, Some(active))
+                if host.facts.executed().is_some()
+                    && self.agent_answers(now, active)
+                    && active != name
+                    && self.hosts.get(active).is_some_and(|a| a.facts.server_alive()) =>
+            {
                 return refused(format!(
                     "Host '{name}' is still being compared with the active master '{active}'. Try again in some seconds."
                 ));
@@ -253,7 +258,9 @@ impl Core {
     }
 
     fn confirm_dead(&mut self, now: Millis, name: &HostName, out: &mut Vec<Output>) -> Outcome {
-        if let Some(no) = self.unknown_host(name) {
+        // A host that has left the configuration may still be acting on an order.
+        let bound = self.slots.values().any(|slot| slot.others_than(None).contains(name));
+        if let Some(no) = self.unknown_host(name).filter(|_| !bound) {
             return no;
         }
         if self.agent_answers(now, name) {
@@ -262,7 +269,9 @@ impl Core {
         warn(out, Some(name), "The operator confirms that the host is off: its orders count as over".to_owned());
         let epoch = self.epoch;
         for slot in self.slots.values_mut() {
-            slot.killed(name, epoch);
+            if slot.killed(name, epoch) && slot.state.holder.as_ref() == Some(name) {
+                slot.release(crate::handover::next(&mut self.epoch));
+            }
         }
         done(format!("Host '{name}' counts as dead. Keep it off the network until its agent has answered here again!"))
     }
@@ -339,6 +348,10 @@ impl Core {
     pub(crate) fn moved_writer(&mut self, id: RequestId, result: Result<String, String>, out: &mut Vec<Output>) {
         let Some((role, from, to)) = self.moving.take() else { return };
         let answer = match result {
+            Ok(_) if self.writer_holder() != Some(&to) => {
+                let holder = self.writer_holder().map_or("nobody", HostName::as_str);
+                Answer::Refused { text: format!("Role '{role}' could not be moved to '{to}': '{holder}' has got it.") }
+            }
             Ok(_) => Answer::Done { text: moved(&role, &from, &to) },
             Err(why) => {
                 error(out, None, format!("move_role {role} {to} failed: {why}"));

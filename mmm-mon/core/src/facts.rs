@@ -50,7 +50,9 @@ pub(crate) struct HostFacts {
     pub(crate) heard: Millis,
     /// The agent's certain findings: since when its server is dead or hung, with the reason.
     pub(crate) gone: Option<(Millis, String)>,
-    /// When a report last said that both threads run, and from which address they fetch.
+    /// How long before that it had answered for the last time.
+    silent_before: Duration,
+    /// When a report last said that the I/O thread is connected, and to which address.
     pub(crate) replicating: Option<(Millis, String)>,
 }
 
@@ -70,6 +72,7 @@ impl HostFacts {
             report: None,
             heard: now,
             gone: None,
+            silent_before: Duration::ZERO,
             replicating: None,
         }
     }
@@ -95,14 +98,20 @@ impl HostFacts {
         match &report.server.life {
             Life::Alive | Life::Unknown { .. } => self.gone = None,
             Life::Dead { why } => {
+                if self.gone.is_none() {
+                    self.silent_before = Duration::ZERO;
+                }
                 self.gone.get_or_insert((now, format!("its agent says that the server has ended: {why}")));
             }
             Life::Hung { for_ms } => {
+                if self.gone.is_none() {
+                    self.silent_before = Duration::from_millis(*for_ms);
+                }
                 self.gone
                     .get_or_insert((now, format!("its agent says that the server has not answered for {for_ms} ms")));
             }
         }
-        if let Some(r) = report.server.replication.as_ref().filter(|r| r.io_running && r.sql_running) {
+        if let Some(r) = report.server.replication.as_ref().filter(|r| r.io_running) {
             self.replicating = Some((now, r.source.clone()));
         }
         self.report = Some(report);
@@ -136,6 +145,11 @@ impl HostFacts {
             Some(Life::Dead { .. }) => config.cluster.restart_grace,
             Some(Life::Hung { .. } | Life::Alive | Life::Unknown { .. }) | None => Duration::ZERO,
         }
+    }
+
+    /// When the host's server last showed that it was alive.
+    pub(crate) fn last_alive(&self) -> Millis {
+        self.gone.as_ref().map_or(self.heard, |(at, _)| *at - self.silent_before)
     }
 
     /// The agent is connected and has reported within `limit`.

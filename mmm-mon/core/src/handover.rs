@@ -19,7 +19,7 @@ use std::time::Duration;
 /// After a planned move that the monitor began by itself has failed, it is not tried again for this long.
 const PAUSE: Duration = Duration::from_secs(60);
 /// A drain that failed is tried again after this long, while the decision is to hold.
-const DRAIN_AGAIN: Duration = Duration::from_secs(5);
+const DRAIN_AGAIN: Duration = Duration::from_secs(30);
 /// How long past its own deadline a task's outcome is waited for.
 const SLACK: Duration = Duration::from_secs(2);
 /// A new writer that has not opened within this is reported as a failed move (it may still open).
@@ -27,7 +27,7 @@ const OPEN_WITHIN: Duration = Duration::from_secs(10);
 /// "Nearly caught up": the target may be this far behind when the old master is closed.
 const NEAR: Duration = Duration::from_millis(500);
 /// A candidate that stopped fetching longer than this before the old master failed lacks what was written since.
-const STALE: Duration = Duration::from_secs(5);
+const STALE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -63,6 +63,8 @@ pub(crate) struct Handover {
     kill_asked: bool,
     /// The target had applied everything of the old master's when it took over.
     in_step: bool,
+    /// When a preference moved the writer, within flap_duration: a host that comes and goes must not take it to and fro.
+    preferred_moves: Vec<Millis>,
     /// No planned move by the monitor's own wish before this.
     paused_until: Millis,
 }
@@ -73,9 +75,13 @@ pub(crate) struct HostView<'a> {
     pub(crate) report: Option<&'a Report>,
     pub(crate) agent_answers: bool,
     pub(crate) server_alive: bool,
+    /// Its agent was heard within lease_ttl: its leases may run on.
+    pub(crate) may_hold: bool,
+    /// Its agent says that its server has ended or hangs.
+    pub(crate) server_gone: bool,
     /// When it last showed that it was alive.
     pub(crate) last_alive: Millis,
-    /// When both replication threads last ran, and from where.
+    /// When its I/O thread was last connected, and to where.
     pub(crate) replicating: Option<&'a (Millis, String)>,
 }
 
@@ -104,6 +110,10 @@ pub(crate) struct Scene<'a> {
     pub(crate) eligible: &'a BTreeSet<Eligible>,
     pub(crate) hosts: &'a BTreeMap<HostName, HostView<'a>>,
     pub(crate) can_kill: bool,
+    /// flap_count and flap_duration.
+    pub(crate) flap: (u32, Duration),
+    /// Who was seen open for writes last.
+    pub(crate) active: Option<&'a HostName>,
 }
 
 impl Handover {
@@ -117,6 +127,7 @@ impl Handover {
             force: false,
             kill_asked: false,
             in_step: false,
+            preferred_moves: Vec::new(),
             paused_until: now,
         }
     }
@@ -200,7 +211,9 @@ impl Handover {
         for _ in 0..10 {
             let before = (self.phase.clone(), slot.state.epoch);
             self.step(scene, slot, granters, epochs, &mut events);
-            if before == (self.phase.clone(), slot.state.epoch) {
+            // What the scene says of the active master is old once it has changed.
+            let opened = events.iter().any(|e| matches!(e, Event::Opened { .. }));
+            if opened || before == (self.phase.clone(), slot.state.epoch) {
                 break;
             }
         }
@@ -230,6 +243,13 @@ impl Handover {
             && scene.wish.host.as_ref() != Some(to)
         {
             let why = format!("{} can no longer take it, or is no longer wanted", to.host());
+            self.fail(slot, granters, epochs, Some(now), &why, events);
+            return;
+        }
+        if let Phase::Nearing { .. } | Phase::Quiescing { .. } | Phase::CatchingUp { .. } = &self.phase
+            && self.from.as_ref().and_then(|f| scene.hosts.get(f)).is_some_and(|h| !h.agent_answers)
+        {
+            let why = format!("the agent of {} does not answer at the moment", self.old_master());
             self.fail(slot, granters, epochs, Some(now), &why, events);
             return;
         }
@@ -317,6 +337,8 @@ impl Handover {
             Phase::Holding { to, since, why } => {
                 if !scene.eligible.contains(&to) {
                     self.retarget(scene, to.host(), events);
+                } else if let Some(better) = scene.wish.host.clone().filter(|w| *w != to) {
+                    self.phase = Phase::Fencing { to: better, in_step: false };
                 } else if self.force || now.since(since) >= DRAIN_AGAIN {
                     self.phase = Phase::Fencing { to, in_step: false };
                 } else {
@@ -329,10 +351,12 @@ impl Handover {
             Phase::Opening { to, since } => {
                 let open = scene.hosts.get(&to).and_then(|h| h.report).is_some_and(|r| {
                     r.server.writing == Writing::Allowed
-                        && r.addresses.get(&scene.address).is_some_and(|a| a.has && a.seen == slot.state.epoch)
+                        && r.addresses.get(&scene.address).is_some_and(|a| a.present && a.seen == slot.state.epoch)
                 });
                 if slot.state.holder.as_ref() != Some(&to)
-                    || (!scene.wish.stays && scene.wish.host.as_ref().is_none_or(|w| *w.host() != to))
+                    || (!scene.wish.stays
+                        && scene.wish.host.as_ref().is_none_or(|w| *w.host() != to)
+                        && !scene.eligible.iter().any(|e| *e.host() == to))
                 {
                     self.end(Err(format!("{to} was lost before it had opened")), events);
                 } else if open {
@@ -374,9 +398,22 @@ impl Handover {
                 slot.rewrite(epoch, granters.for_holder(slot), true);
                 events.push(Event::Decided("An unfinished move is undone: the holder writes again".to_owned()));
             }
+            if let Some(request) = self.request.take() {
+                let why = "the host asked for can not take the role (any more)".to_owned();
+                events.push(Event::Answer(request, Err(why)));
+                events.push(Event::GaveUp);
+                self.force = false;
+            }
+            if let Some(to) = holder.filter(|h| scene.active != Some(h)) {
+                // A monitor that restarted before it had seen the new writer open.
+                self.from = scene.active.cloned();
+                (self.began, self.in_step) = (now, false);
+                self.why = "found after a restart of the monitor".to_owned();
+                self.phase = Phase::Opening { to, since: now };
+            }
             return;
         }
-        self.from.clone_from(&holder);
+        self.from = holder.clone().or_else(|| scene.active.cloned());
         self.began = now;
         self.why.clone_from(&scene.wish.why);
         self.kill_asked = false;
@@ -389,6 +426,14 @@ impl Handover {
             }
             (Some(to), None) => self.phase = Phase::Fencing { to, in_step: false },
             (Some(to), Some(from)) if can_cooperate(scene, &from, slot.state.epoch) => {
+                let (count, duration) = scene.flap;
+                self.preferred_moves.retain(|at| now.since(*at) < duration);
+                if scene.wish.by_preference && count > 0 && self.preferred_moves.len() >= count as usize {
+                    events.push(Event::Waits(format!(
+                        "{count} moves to preferred hosts within flap_duration are enough: it stays on {from} until move_role"
+                    )));
+                    return;
+                }
                 if now < self.paused_until && self.request.is_none() {
                     events.push(Event::Waits(format!("the move to {} failed and is not tried again yet", to.host())));
                     return;
@@ -398,7 +443,15 @@ impl Handover {
                     to.host(),
                     scene.wish.why
                 )));
+                if scene.wish.by_preference {
+                    self.preferred_moves.push(now);
+                }
                 self.phase = Phase::Nearing { to, since: now };
+            }
+            (Some(to), Some(from))
+                if scene.hosts.get(&from).is_some_and(|h| h.may_hold && !h.agent_answers && !h.server_gone) =>
+            {
+                events.push(Event::Waits(format!("the move to {} waits for the agent of {from}", to.host())));
             }
             (Some(to), Some(from)) => {
                 events.push(Event::Decided(format!(
@@ -420,9 +473,9 @@ impl Handover {
                 let host = scene.hosts.get(from)?;
                 if slot.state.holder.as_ref() != Some(from) {
                     Some(format!("{from} no longer holds it"))
-                } else if !host.agent_answers {
+                } else if !host.may_hold {
                     Some(format!("the agent of {from} does not answer"))
-                } else if !host.server_alive {
+                } else if host.server_gone {
                     Some(format!("the server of {from} has ended or hangs"))
                 } else {
                     None
@@ -453,6 +506,7 @@ impl Handover {
         }
         match slot.free_for(to.host(), scene.now) {
             Err(blocked) => {
+                let mut known = true;
                 let (of, text) = match blocked {
                     Blocked::Lease { of, until } => {
                         let rest = until.since(scene.now).as_millis();
@@ -462,12 +516,13 @@ impl Handover {
                         let text = format!(
                             "{of} has not answered and its last order cannot be waited out: bring its agent back, or confirm_dead {of}"
                         );
+                        known = false;
                         (of, text)
                     }
                 };
                 events.push(Event::Waits(text));
-                let silent = scene.hosts.get(&of).is_some_and(|h| !h.agent_answers);
-                if silent && scene.can_kill && !self.kill_asked {
+                let silent = scene.hosts.get(&of).is_some_and(|h| !h.may_hold);
+                if silent && known && scene.can_kill && !self.kill_asked {
                     self.kill_asked = true;
                     events.push(Event::Kill(of));
                 }
@@ -490,8 +545,13 @@ impl Handover {
     /// Why the candidate must be lacking something, although it may look well.
     fn stale(&self, scene: &Scene<'_>, to: &HostName) -> Option<String> {
         let from = self.from.as_ref()?;
+        if from == to {
+            return None;
+        }
         let (failed_at, from_ip) = scene.hosts.get(from).map(|h| (h.last_alive, h.ip))?;
-        let (last, source) = scene.hosts.get(to)?.replicating?;
+        let Some((last, source)) = scene.hosts.get(to)?.replicating else {
+            return Some(format!("it has not been seen fetching from {from} by this monitor"));
+        };
         if source.parse() != Ok(from_ip) {
             return Some(format!("it fetched from {source} and not from {from} ({from_ip})"));
         }
@@ -646,7 +706,7 @@ fn can_cooperate(scene: &Scene<'_>, from: &HostName, epoch: Epoch) -> bool {
     scene.hosts.get(from).is_some_and(|h| {
         h.agent_answers
             && h.server_alive
-            && h.report.is_some_and(|r| r.addresses.get(&scene.address).is_some_and(|a| a.has && a.seen == epoch))
+            && h.report.is_some_and(|r| r.addresses.get(&scene.address).is_some_and(|a| a.present && a.seen == epoch))
     })
 }
 

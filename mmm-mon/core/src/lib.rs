@@ -56,8 +56,13 @@ pub struct Core {
     intent: BTreeMap<IpAddr, HostName>,
     /// Balanced addresses that an operator wants off their host.
     taken_off: BTreeSet<IpAddr>,
-    /// Addresses that two hosts say they have.
-    contested: BTreeMap<IpAddr, BTreeSet<HostName>>,
+    /// Addresses that are on several hosts, as they say.
+    seen_on_several: BTreeMap<IpAddr, BTreeSet<HostName>>,
+    /// Those of them that were so at the start: not renewed until it is settled.
+    contested: BTreeSet<IpAddr>,
+    /// kill_host_bin is under way, asked for at this epoch. What is sent to a host after that it cannot clear (R8c), so
+    /// it is forgotten when the host's agent comes back.
+    killing: BTreeMap<HostName, Epoch>,
     /// The move of the writer that an operator waits for: role, from, to.
     moving: Option<(RoleName, String, HostName)>,
     /// What stands in the way, by subject; logged when it changes, shown as long as it stands.
@@ -94,7 +99,9 @@ impl Core {
             active: saved.as_ref().and_then(|s| s.active.clone()),
             intent: saved.as_ref().map(|s| s.intent.clone()).unwrap_or_default(),
             taken_off: BTreeSet::new(),
-            contested: BTreeMap::new(),
+            seen_on_several: BTreeMap::new(),
+            contested: BTreeSet::new(),
+            killing: BTreeMap::new(),
             moving: None,
             remarks: BTreeMap::new(),
             sent: BTreeMap::new(),
@@ -185,6 +192,7 @@ impl Core {
                 }
             }
             Input::AgentUp { host, boot, version } => {
+                self.killing.remove(&host);
                 if let Some(h) = self.hosts.get_mut(&host) {
                     h.facts.link = Some(AgentLink { boot, anchor: None });
                     info(out, Some(&host), format!("Agent is connected (version {version})"));
@@ -204,6 +212,12 @@ impl Core {
             Input::Report { host, report } => return self.report(now, host, report, out),
             Input::Command { id, command, who } => self.command(now, id, command, &who, out),
             Input::Killed { host, asked, result } => match result {
+                Ok(()) if self.killing.remove(&host) != Some(asked) => warn(
+                    out,
+                    Some(&host),
+                    "kill_host_bin confirms that the host is off, but its agent was connected meanwhile: it proves nothing"
+                        .to_owned(),
+                ),
                 Ok(()) => {
                     warn(
                         out,
@@ -211,12 +225,18 @@ impl Core {
                         "kill_host_bin confirms that the host is off: its orders are over".to_owned(),
                     );
                     for slot in self.slots.values_mut() {
-                        slot.killed(&host, asked);
+                        if slot.killed(&host, asked) && slot.state.holder.as_ref() == Some(&host) {
+                            slot.release(next(&mut self.epoch));
+                        }
                     }
                 }
                 Err(why) => error(out, Some(&host), format!("kill_host_bin failed, which proves nothing: {why}")),
             },
             Input::Reload(config) => {
+                if let Some(why) = self.still_bound(&config) {
+                    error(out, None, format!("The new configuration is not taken, the old one stays: {why}"));
+                    return None;
+                }
                 self.config = *config;
                 let hosts = std::mem::take(&mut self.hosts);
                 let slots = std::mem::take(&mut self.slots);
@@ -247,15 +267,15 @@ impl Core {
         }
         for (ip, address) in &report.addresses {
             if let Some(slot) = self.slots.get_mut(ip) {
-                slot.heard(&name, address.seen, address.has, now);
-                if address.seen > self.epoch {
+                slot.heard(&name, address.seen, address.has(), now);
+                if address.seen > slot.state.epoch {
                     // R11: after the loss of the disk, numbering goes on above everything ever sent.
                     warn(out, Some(&name), format!("It has seen epoch {}, above ours ({})", address.seen, self.epoch));
-                    self.epoch = address.seen;
+                    self.epoch = self.epoch.max(address.seen);
                     let above = next(&mut self.epoch);
-                    if slot.state.holder.is_none() {
-                        slot.release(above);
-                    }
+                    let role = slot.state.role.clone();
+                    let hosts = self.config.cluster.roles.get(&role).map(|r| r.hosts.clone()).unwrap_or_default();
+                    *slot = Slot::first(role, above, &hosts, now, self.config.cluster.lease_ttl + Cluster::MARGIN);
                 }
             }
         }
@@ -266,8 +286,26 @@ impl Core {
         Some(name)
     }
 
-    /// Hosts and addresses as configured, keeping what is known of them. R12: what some agent may still be acting on
-    /// stays known, also when the address has left the configuration.
+    /// R12: who may still be acting on an order cannot leave the configuration, nor can the address.
+    fn still_bound(&self, new: &Config) -> Option<String> {
+        let addresses = new.cluster.addresses();
+        for (ip, slot) in &self.slots {
+            let bound = slot.others_than(None);
+            if let Some(gone) = bound.iter().find(|host| !new.cluster.hosts.contains_key(*host)) {
+                return Some(format!(
+                    "{gone} may still hold {ip}: set_offline {gone} and wait, or confirm_dead {gone}"
+                ));
+            }
+            if let Some(host) = bound.first().filter(|_| !addresses.contains_key(ip)) {
+                return Some(format!(
+                    "{host} may still hold {ip}: set all hosts of the role offline before it is removed"
+                ));
+            }
+        }
+        None
+    }
+
+    /// Hosts and addresses as configured, keeping what is known of them.
     fn fit_to_config(
         &mut self,
         mut statuses: BTreeMap<HostName, HostStatus>,
@@ -476,29 +514,34 @@ impl Core {
         }
     }
 
-    /// Two hosts say that they have the same address. That cannot come from our orders: somebody else's hand.
+    /// Two hosts say that the same address is on them. That cannot come from our orders: somebody else's hand. Only at
+    /// the start it is not known who is right (safety.md, "modes and outages"); later the epochs tell.
     fn find_contested(&mut self, now: Millis, out: &mut Vec<Output>) {
-        let mut contested: BTreeMap<IpAddr, BTreeSet<HostName>> = BTreeMap::new();
+        let mut on: BTreeMap<IpAddr, BTreeSet<HostName>> = BTreeMap::new();
         for (name, host) in &self.hosts {
-            let Some(report) = host.facts.report.as_ref().filter(|_| host.facts.link.is_some()) else { continue };
-            for (ip, _) in report.addresses.iter().filter(|(_, a)| a.has) {
-                contested.entry(*ip).or_default().insert(name.clone());
+            // A report of an earlier connection may have been overtaken.
+            if host.facts.link.as_ref().is_none_or(|l| l.anchor.is_none()) {
+                continue;
+            }
+            for (ip, _) in host.facts.report.iter().flat_map(|r| &r.addresses).filter(|(_, a)| a.present) {
+                on.entry(*ip).or_default().insert(name.clone());
             }
         }
-        contested.retain(|_, hosts| hosts.len() > 1);
-        if contested == self.contested {
-            return;
-        }
-        let before = std::mem::replace(&mut self.contested, contested.clone());
-        for (ip, hosts) in contested.iter().filter(|(ip, _)| !before.contains_key(*ip)) {
+        on.retain(|_, hosts| hosts.len() > 1);
+        let starting = now.since(self.started) < self.startup_grace();
+        let before = std::mem::replace(&mut self.seen_on_several, on.clone());
+        for (ip, hosts) in on.iter().filter(|(ip, _)| !before.contains_key(*ip)) {
             let names: Vec<&str> = hosts.iter().map(HostName::as_str).collect();
-            let text = format!("Address {ip} is on several hosts: {}. None of them is renewed", names.join(", "));
+            let text = format!("Address {ip} is on several hosts: {}", names.join(", "));
             error(out, None, text.clone());
-            let starting = now.since(self.started) < self.startup_grace();
-            if starting && self.config.careful_startup && self.mode != MonitorMode::Passive {
-                self.switch_mode(MonitorMode::Passive, Some(text), out);
+            if starting {
+                self.contested.insert(*ip);
+                if self.config.careful_startup && self.mode != MonitorMode::Passive {
+                    self.switch_mode(MonitorMode::Passive, Some(text), out);
+                }
             }
         }
+        self.contested.retain(|ip| on.contains_key(ip));
     }
 
     fn writer_ip(&self) -> Option<IpAddr> {
@@ -614,7 +657,8 @@ impl Core {
         out: &mut Vec<Output>,
     ) {
         let answering: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.agent_answers(now, h)).cloned().collect();
-        let Core { hosts, config, handover, slots, epoch, .. } = self;
+        let may_hold: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.agent_may_hold(now, h)).cloned().collect();
+        let Core { hosts, config, handover, slots, epoch, active, .. } = self;
         let (Some(slot), Some(role)) = (slots.get_mut(&ip), config.cluster.writer()) else { return };
         let views = hosts
             .iter()
@@ -624,7 +668,9 @@ impl Core {
                     report: host.facts.report.as_deref().filter(|_| host.facts.link.is_some()),
                     agent_answers: answering.contains(name),
                     server_alive: host.facts.server_alive(),
-                    last_alive: host.facts.gone.as_ref().map_or(host.facts.heard, |(at, _)| *at),
+                    may_hold: may_hold.contains(name),
+                    server_gone: host.facts.gone.is_some(),
+                    last_alive: host.facts.last_alive(),
                     replicating: host.facts.replicating.as_ref(),
                 };
                 Some((name.clone(), view))
@@ -638,6 +684,8 @@ impl Core {
             eligible,
             hosts: &views,
             can_kill: config.kill_host_bin.is_some(),
+            active: active.as_ref(),
+            flap: (config.flap_count, config.flap_duration),
         };
         let events = handover.advance(&scene, slot, &Granters { hosts: &role.hosts }, epoch);
         if !events.iter().any(|e| matches!(e, Event::Waits(_))) {
@@ -672,6 +720,7 @@ impl Core {
                 let ping_ok =
                     self.hosts.get(&host).is_some_and(|h| h.facts.check(CheckKind::Ping) == facts::Verdict::Good);
                 warn(out, Some(&host), "The host neither answers nor lets go: kill_host_bin is called".to_owned());
+                self.killing.insert(host.clone(), self.epoch);
                 out.push(Output::Kill { host, asked: self.epoch, ping_ok });
             }
             Event::Opened { from, to, in_step } => {

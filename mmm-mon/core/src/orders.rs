@@ -39,14 +39,14 @@ impl Core {
                     h.epoch == slot.state.epoch && h.proof == slot.others_than(Some(name)).is_empty()
                 }
                 Some(AddressOrder::LetGo { epoch }) => *epoch == slot.state.epoch,
-                None => self.contested.contains_key(ip),
+                None => self.contested.contains(ip),
             })
     }
 
     fn order_for(&mut self, name: &HostName, anchor: Anchor, now: Millis) -> Order {
         let mut addresses = BTreeMap::new();
         for (ip, slot) in &mut self.slots {
-            if self.contested.contains_key(ip) && slot.state.holder.as_ref() == Some(name) {
+            if self.contested.contains(ip) && slot.state.holder.as_ref() == Some(name) {
                 continue;
             }
             addresses.insert(*ip, slot.order_for(name, now));
@@ -54,6 +54,7 @@ impl Core {
         let host = &self.hosts[name];
         Order {
             answers: anchor,
+            lease_ttl_ms: u64::try_from(self.config.cluster.lease_ttl.as_millis()).unwrap_or(0),
             state: host.status.state,
             addresses,
             replication: self.replication_for(name, host),

@@ -43,20 +43,22 @@ pub(crate) struct Wish {
     pub(crate) host: Option<Eligible>,
     /// Stays where it is (if anywhere).
     pub(crate) stays: bool,
+    /// It could as well stay: only a preference moves it.
+    pub(crate) by_preference: bool,
     pub(crate) why: String,
 }
 
 impl Wish {
     fn stay(why: impl Into<String>) -> Self {
-        Wish { host: None, stays: true, why: why.into() }
+        Wish { host: None, stays: true, by_preference: false, why: why.into() }
     }
 
     fn go(host: &Eligible, why: impl Into<String>) -> Self {
-        Wish { host: Some(host.clone()), stays: false, why: why.into() }
+        Wish { host: Some(host.clone()), stays: false, by_preference: false, why: why.into() }
     }
 
     fn nobody(why: impl Into<String>) -> Self {
-        Wish { host: None, stays: false, why: why.into() }
+        Wish { host: None, stays: false, by_preference: false, why: why.into() }
     }
 }
 
@@ -92,7 +94,8 @@ impl Standing<'_> {
         match holder {
             Some(h) if self.keeping.contains(h) => match preferred {
                 Some(p) if self.mode == MonitorMode::Active => {
-                    Wish::go(p, format!("{} is preferred and ONLINE", p.host()))
+                    let wish = Wish::go(p, format!("{} is preferred and ONLINE", p.host()));
+                    Wish { by_preference: true, ..wish }
                 }
                 Some(_) | None => Wish::stay(""),
             },

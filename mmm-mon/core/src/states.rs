@@ -94,6 +94,14 @@ pub(crate) const RULES: &[Rule] = &[
         when: |v| (v.ping == Verdict::Bad || v.mysql == Verdict::Bad).then(|| format!("({})", v.summary)),
     },
     Rule {
+        from: &[Online, ReplicationDelay, ReplicationFail],
+        to: AwaitingRecovery,
+        when: |v| match v.compared {
+            Compared::Extra(n) if !v.is_active_master => Some(format!("(it has {n} transactions that others lack)")),
+            Compared::Extra(_) | Compared::Needless | Compared::Open | Compared::Subset => None,
+        },
+    },
+    Rule {
         from: &[HardOffline],
         to: AwaitingRecovery,
         when: |v| (v.ping == Verdict::Good && v.mysql == Verdict::Good).then(|| format!("({})", v.summary)),
