@@ -226,6 +226,7 @@ impl Monitor {
     fn order_to_hold(&mut self, answers: Anchor, epoch: u64) {
         self.send(&ToAgent::Order(Order {
             answers,
+            lease_ttl_ms: u64::MAX,
             state: HostState::Online,
             addresses: BTreeMap::from([(ROLE.parse().unwrap(), AddressOrder::Hold(hold(epoch)))]),
             replication: ReplicationOrder::Keep,
@@ -239,7 +240,7 @@ impl Monitor {
         for _ in 0..50 {
             let report = self.report();
             self.order_to_hold(report.anchor, epoch);
-            if report.addresses[&role].has && report.addresses[&role].seen == Epoch(epoch) {
+            if report.addresses[&role].has() && report.addresses[&role].seen == Epoch(epoch) {
                 return report;
             }
         }
@@ -362,7 +363,7 @@ fn an_upgrade_and_a_reload_keep_the_role() {
     let mut monitor = Monitor::connect(&hosts);
     let role: IpAddr = ROLE.parse().unwrap();
     let first = monitor.until_held(5);
-    assert!(first.addresses[&role].has);
+    assert!(first.addresses[&role].has());
 
     // A bad configuration changes nothing, an unchanged one neither.
     files.write("mmm_common.toml", "lease_ttl = \"often\"\nfoo = 1\n");

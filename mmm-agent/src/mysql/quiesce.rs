@@ -107,41 +107,43 @@ async fn close_clients(context: &Context, session: &mut Session, deadline: Insta
         Err(e) => return Err(e),
     };
     let transactions = clients::transactions(session).await?;
-    let must_go = |all: &[Client]| -> BTreeSet<u32> {
-        let mut go: BTreeSet<u32> = on_writer(context, all);
-        for client in all {
-            let writing = transactions.get(&client.id).is_some_and(|changed| *changed > 0);
-            if writing || privileged.contains(&client.user) {
-                go.insert(client.id);
-            }
-        }
-        go
-    };
-    // Not ours to kill (1095: a user with SYSTEM_USER); read_only holds them.
-    let mut spared: BTreeSet<u32> = BTreeSet::new();
+    let present = clients::ordinary(session, &context.config).await?;
+    let mut go = on_writer(context, &present);
+    go.extend(present.iter().map(|c| c.id).filter(|id| transactions.get(id).is_some_and(|changed| *changed > 0)));
+    let mut told = false;
     loop {
+        // Who comes in now finds the server read-only and has written nothing: waiting for a moment without such
+        // clients would wait for ever. Only who may write in spite of read_only is closed, whenever it came.
         let all = clients::ordinary(session, &context.config).await?;
-        let go: BTreeSet<u32> = must_go(&all).difference(&spared).copied().collect();
+        go.extend(all.iter().filter(|c| privileged.contains(&c.user)).map(|c| c.id));
+        go.retain(|id| all.iter().any(|c| c.id == *id));
         if go.is_empty() {
             return Ok(());
         }
         if Instant::now() >= deadline {
             return Err(Trouble::Strange { why: format!("{} sessions did not end after KILL", go.len()) });
         }
-        let names: Vec<String> =
-            all.iter().filter(|c| go.contains(&c.id)).map(|c| format!("{}@{}", c.user, c.host)).collect();
-        tracing::info!(sessions = names.join(", "), "closing sessions for the move");
-        for id in go {
-            match clients::kill(session, id).await {
+        if !std::mem::replace(&mut told, true) {
+            let names: Vec<String> =
+                all.iter().filter(|c| go.contains(&c.id)).map(|c| format!("{}@{}", c.user, c.host)).collect();
+            tracing::info!(sessions = names.join(", "), "closing sessions for the move");
+        }
+        let mut spared = Vec::new();
+        for id in &go {
+            match clients::kill(session, *id).await {
                 Ok(()) => {}
+                // Not ours to kill (1095: a user with SYSTEM_USER); read_only holds it.
                 Err(Trouble::Refused { code: 1095, message }) => {
                     tracing::warn!(message, "a session could not be closed");
-                    spared.insert(id);
+                    spared.push(*id);
                 }
                 Err(e) => return Err(e),
             }
         }
-        sleep(Duration::from_millis(5)).await;
+        if spared.len() == go.len() {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(2)).await;
     }
 }
 
