@@ -465,6 +465,7 @@ mod tests {
     fn order(seq: u64) -> Order {
         Order {
             answers: Anchor { boot: Boot(7), seq },
+            lease_ttl_ms: 3000,
             state: HostState::Online,
             addresses: BTreeMap::new(),
             replication: ReplicationOrder::Keep,

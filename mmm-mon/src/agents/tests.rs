@@ -92,6 +92,7 @@ fn report_line(seq: u64) -> String {
 fn order(seq: u64, addresses: u32) -> Order {
     Order {
         answers: Anchor { boot: Boot(7), seq },
+        lease_ttl_ms: 3000,
         state: HostState::Online,
         addresses: (0..addresses)
             .map(|n| (std::net::Ipv4Addr::from(n).into(), AddressOrder::LetGo { epoch: Epoch(1) }))
