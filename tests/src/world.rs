@@ -1,8 +1,9 @@
 //! A simulated cluster around the real cores: kernels with address lifetimes, servers with replication positions,
 //! a network with delays and cuts, one clock. Time is simulated, so a minute of the cluster takes milliseconds.
 //!
-//! After every event the invariants are looked at: never two kernels with one address, and never two servers that may
-//! be written to through it. It never uses real time, randomness or threads.
+//! After every event the invariants are looked at: never two kernels with one address, no address that the monitor's
+//! disk knows nothing of, and never two open servers under running agents. It never uses real time or threads, and no
+//! chance but that of its own seed.
 
 use mmm_agent_core::Core as AgentCore;
 use mmm_agent_core::io::{Input as AgentInput, Output as AgentOutput, Saved, Step};
@@ -29,6 +30,9 @@ const STEP: u64 = 3;
 const BEAT: u64 = 20;
 /// How late the kernel removes an address whose lifetime is over (safety.md: up to 1.0 s).
 const KERNEL_LATE: u64 = 1000;
+/// How soon a running agent has closed a server that answers and that it has no right to keep open: a look at it (one
+/// beat) and a step, with room to spare.
+const CLOSED_WITHIN: u64 = 100;
 
 pub struct World {
     pub now: u64,
@@ -47,9 +51,26 @@ pub struct World {
     pub writing: bool,
     /// Acknowledged writes: (server id, number).
     pub acknowledged: Vec<(u32, u64)>,
+    /// Those of them that another host of the writer role had received by then: what semi-synchronous replication
+    /// promises to keep.
+    pub secured: Vec<(u32, u64)>,
     pub last_write: u64,
     /// The longest time between two acknowledged writes since it was last reset.
     pub outage: u64,
+    /// Messages take up to this many milliseconds more; within one direction of one link they stay in order.
+    pub jitter: u64,
+    /// Of 100 times, how often a replica fetches or applies nothing in a beat. Above zero, writes are acknowledged
+    /// without waiting for a replica.
+    pub lag: u64,
+    /// The only source of chance (splitmix64); the same seed gives the same story.
+    pub chance: u64,
+    /// When the last message of a direction (true: to the agent) arrives.
+    last_delivery: BTreeMap<(HostName, bool), u64>,
+    /// How often the monitor saved, and how often either core was ticked.
+    pub saves: u64,
+    pub ticks: u64,
+    /// Server steps that fail at this host, by name of the step.
+    pub refuse_steps: BTreeSet<(HostName, &'static str)>,
 }
 
 pub struct SimHost {
@@ -67,6 +88,8 @@ pub struct SimHost {
     steps: VecDeque<Step>,
     told: Option<ServerReport>,
     alive: bool,
+    /// Since when its server has answered a running agent.
+    minded_since: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -139,6 +162,7 @@ impl World {
                     steps: VecDeque::new(),
                     told: None,
                     alive: true,
+                    minded_since: None,
                 };
                 (name.clone(), host)
             })
@@ -157,8 +181,16 @@ impl World {
             cut: BTreeSet::new(),
             writing: true,
             acknowledged: Vec::new(),
+            secured: Vec::new(),
             last_write: 0,
             outage: 0,
+            jitter: 0,
+            lag: 0,
+            chance: 0,
+            last_delivery: BTreeMap::new(),
+            saves: 0,
+            ticks: 0,
+            refuse_steps: BTreeSet::new(),
         };
         let names: Vec<HostName> = world.hosts.keys().cloned().collect();
         for (i, name) in names.iter().enumerate() {
@@ -166,7 +198,6 @@ impl World {
             // Every checker has its own timer; the first host is looked at last.
             world.after(907 - 300 * (i as u64 % 4), Event::Check(name.clone()));
         }
-        world.after(1, Event::Network);
         world.after(BEAT, Event::Beat);
         world.start_monitor();
         world
@@ -260,6 +291,7 @@ impl World {
         let saved = self.saved.clone().map(|(s, at)| (s, Duration::from_millis(self.now - at)));
         self.monitor =
             Some(MonCore::new(self.config.clone(), saved, (self.now - (1 << 40)) / 1000 + 1_000_000, Millis(self.now)));
+        self.queue.retain(|_, e| !matches!(e, Event::Link(_) | Event::Network));
         let names: Vec<HostName> = self.hosts.keys().cloned().collect();
         for name in names {
             self.after(DELAY * 3, Event::Link(name));
@@ -288,6 +320,7 @@ impl World {
         let machine = format!("machine-{}", host.machine_boot);
         host.agent = Some(AgentCore::new(&config, host.saved.clone(), boot, machine, now));
         host.told = None;
+        host.minded_since = None;
         host.steps.clear();
         self.after(0, Event::AgentTick(name.clone(), boot));
     }
@@ -325,12 +358,52 @@ impl World {
         self.start_agent(&HostName::from(name));
     }
 
+    pub fn has_agent(&self, name: &str) -> bool {
+        self.hosts.get(&HostName::from(name)).is_some_and(|h| h.agent.is_some())
+    }
+
+    pub fn is_alive(&self, name: &str) -> bool {
+        self.hosts.get(&HostName::from(name)).is_some_and(|h| h.alive)
+    }
+
     fn unlink(&mut self, name: &HostName, why: &str) {
         let Some(host) = self.hosts.get_mut(name) else { return };
         if std::mem::take(&mut host.linked) {
             self.monitor_input(MonInput::AgentDown { host: name.clone(), why: why.to_owned() });
             self.agent_input(name, AgentInput::MonitorDown { why: why.to_owned() });
         }
+    }
+
+    /// A number below `n`.
+    pub fn any(&mut self, n: u64) -> u64 {
+        self.chance = self.chance.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.chance;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n.max(1)
+    }
+
+    pub fn has_monitor(&self) -> bool {
+        self.monitor.is_some()
+    }
+
+    /// The monitor's disk is put back to an older state.
+    pub fn restore_status(&mut self, snapshot: Snapshot) {
+        let now = self.now;
+        self.saved = Some((snapshot, now));
+    }
+
+    pub fn saved(&self) -> Option<&Snapshot> {
+        self.saved.as_ref().map(|(s, _)| s)
+    }
+
+    /// When a message sent now arrives.
+    fn delivery(&mut self, name: &HostName, to_agent: bool) -> u64 {
+        let more = if self.jitter > 0 { self.any(self.jitter) } else { 0 };
+        let at = self.now + DELAY + more;
+        let last = self.last_delivery.entry((name.clone(), to_agent)).or_insert(0);
+        *last = at.max(*last);
+        *last
     }
 
     // ---- events ---------------------------------------------------------------------------------
@@ -344,10 +417,12 @@ impl World {
         match event {
             Event::MonitorTick => {
                 // Ticks of an earlier plan come too; they do no harm.
+                self.ticks += 1;
                 self.monitor_input(MonInput::Tick);
             }
             Event::AgentTick(name, boot) => {
                 if self.hosts.get(&name).is_some_and(|h| Boot(h.boots) == boot) {
+                    self.ticks += 1;
                     self.agent_input(&name, AgentInput::Tick);
                 }
             }
@@ -425,8 +500,14 @@ impl World {
         let deadline = core.next_deadline();
         for output in out {
             match output {
-                MonOutput::Persist(snapshot) => self.saved = Some((*snapshot, self.now)),
-                MonOutput::Send { host, order } => self.after(DELAY, Event::ToAgent(host, ToAgent::Order(*order))),
+                MonOutput::Persist(snapshot) => {
+                    self.saves += 1;
+                    self.saved = Some((*snapshot, self.now));
+                }
+                MonOutput::Send { host, order } => {
+                    let at = self.delivery(&host, true);
+                    self.after(at - self.now, Event::ToAgent(host, ToAgent::Order(*order)));
+                }
                 MonOutput::Kill { host, .. } => self.tell(format!("kill_host {host}")),
                 MonOutput::Reply { id, answer } => {
                     self.answers.insert(id.0, answer);
@@ -458,6 +539,7 @@ impl World {
             let Some(host) = self.hosts.get_mut(name) else { return };
             let Some(core) = &mut host.agent else { return };
             let mut out = Vec::new();
+            let mut reports = Vec::new();
             core.handle(Millis(now), input, &mut out);
             for output in out {
                 match output {
@@ -467,11 +549,7 @@ impl World {
                     }
                     AgentOutput::Send(report) => {
                         if host.linked {
-                            self.number += 1;
-                            self.queue.insert(
-                                (now + DELAY, self.number),
-                                Event::ToMonitor(name.clone(), FromAgent::Report(report)),
-                            );
+                            reports.push(report);
                         }
                     }
                     AgentOutput::Audit(line) => {
@@ -507,6 +585,10 @@ impl World {
                 self.queue.retain(|_, e| !matches!(e, Event::AgentTick(n, _) if n == name));
                 self.queue.insert((at.0.max(now + 1), self.number), Event::AgentTick(name.clone(), boot));
             }
+            for report in reports {
+                let at = self.delivery(name, false);
+                self.after(at - now, Event::ToMonitor(name.clone(), FromAgent::Report(report)));
+            }
         }
     }
 
@@ -514,7 +596,16 @@ impl World {
         let now = self.now;
         let Some(host) = self.hosts.get_mut(name) else { return };
         let Some(step) = host.steps.pop_front() else { return };
-        let answers = host.server.up && host.server.hung_since.is_none();
+        let word = match &step {
+            Step::ReadOnly => "read_only",
+            Step::Writable { .. } => "writable",
+            Step::Follow { .. } => "follow",
+            Step::Detach => "detach",
+            Step::Task(_) => "task",
+            Step::Address { .. } | Step::Announce { .. } | Step::Remove { .. } => "",
+        };
+        let refused = self.refuse_steps.contains(&(name.clone(), word));
+        let answers = host.server.up && host.server.hung_since.is_none() && !refused;
         let result = if answers { Ok(()) } else { Err("the server does not answer".to_owned()) };
         let server = &mut host.server;
         if answers {
@@ -612,6 +703,8 @@ impl World {
     }
 
     fn replicate(&mut self, name: &HostName) {
+        let fetches = self.lag == 0 || self.any(100) >= self.lag;
+        let applies = self.lag == 0 || self.any(100) >= self.lag;
         let Some(source) = self.hosts.get(name).and_then(|h| h.server.source.clone()) else { return };
         if !self.serves(name) {
             return;
@@ -619,13 +712,13 @@ impl World {
         let there = self.serves(&source).then(|| self.hosts[&source].server.executed.clone());
         let Some(host) = self.hosts.get_mut(name) else { return };
         let server = &mut host.server;
-        if let (Some(there), true) = (&there, server.io) {
+        if let (Some(there), true) = (&there, server.io && fetches) {
             for (id, n) in there {
                 let mine = server.received.entry(*id).or_insert(0);
                 *mine = (*mine).max(*n);
             }
         }
-        if server.sql && !server.sql_refuses {
+        if server.sql && !server.sql_refuses && applies {
             for (id, n) in server.received.clone() {
                 let mine = server.executed.entry(id).or_insert(0);
                 *mine = (*mine).max(n);
@@ -662,16 +755,29 @@ impl World {
         self.acknowledged.push((id, number));
         self.outage = self.outage.max(self.now.saturating_sub(self.last_write.max(1 << 40)));
         self.last_write = self.now;
+        if self.lag > 0 {
+            return;
+        }
         let readers: Vec<HostName> = self.hosts.keys().filter(|n| **n != name).cloned().collect();
         for reader in readers {
             self.replicate(&reader);
+        }
+        let masters = self.config.cluster.writer().map(|role| role.hosts.as_slice()).unwrap_or_default();
+        let received = |n: &HostName| self.hosts[n].server.received.get(&id).is_some_and(|last| *last >= number);
+        if masters.iter().any(|n| *n != name && received(n)) {
+            self.secured.push((id, number));
         }
     }
 
     /// How many acknowledged writes this host does not have.
     pub fn lost_on(&self, name: &str) -> usize {
+        self.lacks(name, &self.acknowledged)
+    }
+
+    /// How many of these writes this host does not have.
+    pub fn lacks(&self, name: &str, writes: &[(u32, u64)]) -> usize {
         let has = &self.hosts[&HostName::from(name)].server.executed;
-        self.acknowledged.iter().filter(|(id, n)| has.get(id).is_none_or(|mine| mine < n)).count()
+        writes.iter().filter(|(id, n)| has.get(id).is_none_or(|mine| mine < n)).count()
     }
 
     fn look_at_server(&mut self, name: &HostName) {
@@ -716,11 +822,42 @@ impl World {
         }
     }
 
-    fn look_at_invariants(&self) {
-        for ip in self.config.cluster.addresses().keys() {
-            let holders = self.holders(&ip.to_string());
-            assert!(holders.len() < 2, "{ip} is on {holders:?}\n{}", self.story.join("\n"));
+    fn look_at_invariants(&mut self) {
+        let mut seen: BTreeMap<IpAddr, &HostName> = BTreeMap::new();
+        for (name, host) in self.hosts.iter().filter(|(_, h)| h.alive) {
+            for ip in host.kernel.keys() {
+                let other = seen.insert(*ip, name);
+                assert!(other.is_none(), "TWO HOLDERS: {ip} is on {other:?} and {name}\n{}", self.story.join("\n"));
+                // `live` names everybody who may be acting on an order (R7), on disk before anything is sent (R3).
+                let known = self.saved.as_ref().is_none_or(|(saved, _)| {
+                    saved.slots.get(ip).is_some_and(|slot| slot.live.iter().any(|o| o.to == *name))
+                });
+                assert!(known, "NOT ORDERED: {ip} is on {name} without a trace on disk\n{}", self.story.join("\n"));
+            }
         }
+        for (ip, slot) in self.saved.iter().flat_map(|(s, _)| &s.slots) {
+            assert!(slot.live.len() < 30, "LIVE GROWS: {ip}: {:?}\n{}", slot.live, self.story.join("\n"));
+        }
+        self.look_at_open_servers();
+    }
+
+    /// Never two writable servers that have answered their running agents for a while. A server that hung, or whose
+    /// agent was gone, may be open for the moment until its agent has closed it (R13).
+    fn look_at_open_servers(&mut self) {
+        let now = self.now;
+        let mut open = Vec::new();
+        for (name, host) in &mut self.hosts {
+            if !(host.alive && host.agent.is_some() && host.server.up && host.server.hung_since.is_none()) {
+                host.minded_since = None;
+                continue;
+            }
+            let since = *host.minded_since.get_or_insert(now);
+            let refuses = self.refuse_steps.iter().any(|(refuser, _)| refuser == name);
+            if !host.server.read_only && !refuses && now - since >= CLOSED_WITHIN {
+                open.push(name.as_str());
+            }
+        }
+        assert!(open.len() < 2, "BOTH OPEN: {open:?} are writable\n{}", self.story.join("\n"));
     }
 
     fn tell(&mut self, text: String) {

@@ -352,6 +352,8 @@ impl Core {
                 false
             }
             Step::Writable { .. } => {
+                // Read back by the step itself.
+                self.server.writing = Writing::Allowed;
                 info(out, "The server is writable".to_owned());
                 false
             }

@@ -121,8 +121,16 @@ impl Worker {
                 Step::Detach => follow::detach(&context).await,
                 Step::Task(_) | Step::Address { .. } | Step::Announce { .. } | Step::Remove { .. } => Ok(()),
             };
-            context.watch.look_now().await;
-            let _ended = inputs.send(Input::Done { step: this, result });
+            // Opening was read back on its own login: the address need not wait for the watcher. Everything else is
+            // looked at first, so that the core plans on what is true.
+            let opened = matches!(this, Step::Writable { .. }) && result.is_ok();
+            if opened {
+                let _ended = inputs.send(Input::Done { step: this, result });
+                context.watch.look_now().await;
+            } else {
+                context.watch.look_now().await;
+                let _ended = inputs.send(Input::Done { step: this, result });
+            }
         });
         if step == Step::ReadOnly {
             self.fence = Some(Running { what: (), run, handle });
