@@ -72,9 +72,11 @@ fn tour(lab: &Lab) -> Result<()> {
     })?;
     row(lab, &client, &format!("start it again; {dead} comes back as a replica"), || {
         lab.start_mysqld(dead)?;
-        lab.wait_back_online(dead, SOON)?;
-        lab.wait_serving(SOON).map(drop)
+        comes_back(lab, dead)
     })?;
+    if let Some(why) = kept_out(lab, dead)? {
+        return stays_out(lab, client, dead, &why);
+    }
     let cut = lab.writer()?;
     row(lab, &client, &format!("take the cable of the writer, {cut}, out"), || {
         lab.link_down(cut)?;
@@ -82,21 +84,28 @@ fn tour(lab: &Lab) -> Result<()> {
     })?;
     row(lab, &client, &format!("put it in again; {cut} comes back as a replica"), || {
         lab.link_up(cut)?;
-        lab.wait_back_online(cut, SOON)?;
-        lab.wait_serving(SOON).map(drop)
+        comes_back(lab, cut)
     })?;
+    if let Some(why) = kept_out(lab, cut)? {
+        return stays_out(lab, client, cut, &why);
+    }
     if lab.writer()? != first {
         row(lab, &client, &format!("move_role writer {first}"), || {
             lab.must_control(&["move_role", "writer", first]).map(drop)
         })?;
     }
 
+    summary(lab, client, &DB)
+}
+
+/// What every one of these hosts has in the end.
+fn summary(lab: &Lab, client: Client, hosts: &[&str]) -> Result<()> {
     let journal = client.finish();
     say(&format!(
         "\nThe client is ended. {} writes were acknowledged; on the hosts are now:\n",
         journal.acknowledged().count()
     ));
-    for host in DB {
+    for host in hosts {
         let found = wait_for(&format!("{host} to catch up"), SOON, || {
             let found = journal.verify(&lab.socket(host))?;
             if found.missing.is_empty() { Ok(found) } else { bail!("{} writes are missing", found.missing.len()) }
@@ -106,6 +115,35 @@ fn tour(lab: &Lab) -> Result<()> {
     }
     say("");
     show(lab)
+}
+
+/// ONLINE again and replicating, or kept out for a reason that `show` tells.
+fn comes_back(lab: &Lab, host: &str) -> Result<()> {
+    lab.wait_for(&format!("{host} to come back"), SOON, || {
+        if kept_out(lab, host)?.is_some() {
+            return Ok(());
+        }
+        lab.wait_back_online(host, Duration::from_millis(600))?;
+        lab.wait_serving(SOON).map(drop)
+    })
+}
+
+/// The line of `show` that says why a host that is back is not taken in.
+fn kept_out(lab: &Lab, host: &str) -> Result<Option<String>> {
+    let show = lab.must_control(&["show"])?.text;
+    let line = show.lines().find(|line| line.starts_with(&format!("# Warning: host {host} has ")));
+    Ok(line.map(str::to_owned))
+}
+
+/// The old master has written something that nobody else has, which happens when it was cut off in the middle of a
+/// commit. The tour ends here: taking such a host in again is the operator's decision.
+fn stays_out(lab: &Lab, client: Client, host: &str, why: &str) -> Result<()> {
+    say(&format!(
+        "\n  {host} was cut off in the middle of a commit that nobody else has and that was never acknowledged."
+    ));
+    say(&format!("  It is kept out, and nothing is merged or thrown away:\n\n  {why}"));
+    let others: Vec<&str> = DB.into_iter().filter(|h| *h != host).collect();
+    summary(lab, client, &others)
 }
 
 /// Does one thing, and prints what the client noticed of it.
