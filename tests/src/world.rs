@@ -9,7 +9,7 @@ use mmm_agent_core::Core as AgentCore;
 use mmm_agent_core::io::{Input as AgentInput, Output as AgentOutput, Saved, Step};
 use mmm_common::config::{Agent as AgentConfig, Check, Cluster, Host, Monitor as MonitorConfig, OnDrainTimeout, Role};
 use mmm_common::control::{Answer, Command};
-use mmm_common::epoch::Boot;
+use mmm_common::epoch::{Boot, Epoch};
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{Task, Work};
@@ -30,9 +30,9 @@ const STEP: u64 = 3;
 const BEAT: u64 = 20;
 /// How late the kernel removes an address whose lifetime is over (safety.md: up to 1.0 s).
 const KERNEL_LATE: u64 = 1000;
-/// How soon a running agent has closed a server that answers and that it has no right to keep open: a look at it (one
-/// beat) and a step, with room to spare.
-const CLOSED_WITHIN: u64 = 100;
+/// How soon a running agent has closed a server that answers and that it has no right to keep open: the agent's wait
+/// after a step that failed while the server did not answer, a look at the server and a step.
+const CLOSED_WITHIN: u64 = 600;
 
 pub struct World {
     pub now: u64,
@@ -71,6 +71,10 @@ pub struct World {
     pub ticks: u64,
     /// Server steps that fail at this host, by name of the step.
     pub refuse_steps: BTreeSet<(HostName, &'static str)>,
+    /// Agents that start from now on have another `lease_ttl` in their configuration than the monitor.
+    pub agents_lease_ttl: Option<Duration>,
+    /// kill_host_bin was called, for this host, asked for at this epoch.
+    kill: Option<(HostName, Epoch)>,
 }
 
 pub struct SimHost {
@@ -191,6 +195,8 @@ impl World {
             saves: 0,
             ticks: 0,
             refuse_steps: BTreeSet::new(),
+            agents_lease_ttl: None,
+            kill: None,
         };
         let names: Vec<HostName> = world.hosts.keys().cloned().collect();
         for (i, name) in names.iter().enumerate() {
@@ -308,12 +314,9 @@ impl World {
 
     pub fn start_agent(&mut self, name: &HostName) {
         let now = Millis(self.now);
-        let config = AgentConfig {
-            cluster: self.config.cluster.clone(),
-            this: name.clone(),
-            state_path: "/dev/null".into(),
-            mysql_socket: None,
-        };
+        let mut cluster = self.config.cluster.clone();
+        cluster.lease_ttl = self.agents_lease_ttl.unwrap_or(cluster.lease_ttl);
+        let config = AgentConfig { cluster, this: name.clone(), state_path: "/dev/null".into(), mysql_socket: None };
         let Some(host) = self.hosts.get_mut(name) else { return };
         host.boots += 1;
         let boot = Boot(host.boots);
@@ -350,6 +353,13 @@ impl World {
         host.alive = false;
         host.machine_boot += 1;
         self.unlink(&HostName::from(name), "no answer");
+    }
+
+    /// kill_host_bin says that it has killed the host. True if it was called for this one.
+    pub fn confirm_kill(&mut self, name: &str) -> bool {
+        let Some((host, asked)) = self.kill.take().filter(|(host, _)| host.as_str() == name) else { return false };
+        self.monitor_input(MonInput::Killed { host, asked, result: Ok(()) });
+        true
     }
 
     pub fn boot_host(&mut self, name: &str) {
@@ -508,7 +518,10 @@ impl World {
                     let at = self.delivery(&host, true);
                     self.after(at - self.now, Event::ToAgent(host, ToAgent::Order(*order)));
                 }
-                MonOutput::Kill { host, .. } => self.tell(format!("kill_host {host}")),
+                MonOutput::Kill { host, asked, .. } => {
+                    self.tell(format!("kill_host {host}"));
+                    self.kill = Some((host, asked));
+                }
                 MonOutput::Reply { id, answer } => {
                     self.answers.insert(id.0, answer);
                 }
@@ -565,7 +578,7 @@ impl World {
                             host.kernel.insert(ip, now + u64::from(lifetime_s) * 1000 + KERNEL_LATE);
                             inputs.push_back(AgentInput::Done { step, result: Ok(()) });
                         }
-                        Step::Remove { ip } => {
+                        Step::Remove { ip, .. } => {
                             host.kernel.remove(&ip);
                             inputs.push_back(AgentInput::Done { step, result: Ok(()) });
                         }
@@ -847,13 +860,14 @@ impl World {
         let now = self.now;
         let mut open = Vec::new();
         for (name, host) in &mut self.hosts {
-            if !(host.alive && host.agent.is_some() && host.server.up && host.server.hung_since.is_none()) {
+            let refuses = self.refuse_steps.iter().any(|(refuser, _)| refuser == name);
+            let answers = host.alive && host.server.up && host.server.hung_since.is_none() && !refuses;
+            if !answers || host.agent.is_none() {
                 host.minded_since = None;
                 continue;
             }
             let since = *host.minded_since.get_or_insert(now);
-            let refuses = self.refuse_steps.iter().any(|(refuser, _)| refuser == name);
-            if !host.server.read_only && !refuses && now - since >= CLOSED_WITHIN {
+            if !host.server.read_only && now - since >= CLOSED_WITHIN {
                 open.push(name.as_str());
             }
         }
