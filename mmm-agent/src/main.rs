@@ -17,6 +17,7 @@ mod runtime;
 mod sockets;
 #[cfg(test)]
 mod testnet;
+mod turn_away;
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -175,6 +176,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
         disk,
         roles,
         announcer: arp::Announcer::new(addresses.clone()),
+        refusing: Default::default(),
         addresses,
         link,
         server: Box::new(move |step| server.queue(step)),

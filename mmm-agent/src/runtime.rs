@@ -10,11 +10,12 @@ use crate::disk::Disk;
 use crate::monitor_link::MonitorLink;
 use crate::netlink::{Addresses, Change};
 use crate::sockets;
+use crate::turn_away::{Refusing, TurnAway};
 use anyhow::{Context, bail};
 use mmm_agent_core::Core;
 use mmm_agent_core::io::{Audit, Input, Output, Saved, Step};
 use mmm_common::ids::Millis;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -86,6 +87,8 @@ pub(crate) struct Runtime<C, D> {
     pub(crate) roles: BTreeSet<IpAddr>,
     pub(crate) addresses: Addresses,
     pub(crate) announcer: Announcer,
+    /// Addresses that were here a moment ago.
+    pub(crate) refusing: BTreeMap<IpAddr, Refusing>,
     pub(crate) link: MonitorLink,
     /// Takes server steps; never waits.
     pub(crate) server: Box<dyn Fn(Step)>,
@@ -254,9 +257,12 @@ impl<C: Decide, D: Save> Runtime<C, D> {
     /// Does an address step now and gives its result; hands a server step on, whose result comes later.
     async fn carry_out(&mut self, step: Step) -> Option<Input> {
         let result = match step {
-            Step::Address { ip, lifetime_s } => self.addresses.add(ip, lifetime_s).await.map_err(|e| e.to_string()),
+            Step::Address { ip, lifetime_s } => {
+                self.refusing.remove(&ip);
+                self.addresses.add(ip, lifetime_s).await.map_err(|e| e.to_string())
+            }
             Step::Announce { ip } => self.announcer.announce(ip).await,
-            Step::Remove { ip } => self.remove(ip).await,
+            Step::Remove { ip, turn_away } => self.remove(ip, turn_away).await,
             Step::ReadOnly | Step::Writable { .. } | Step::Follow { .. } | Step::Detach | Step::Task(_) => {
                 (self.server)(step);
                 return None;
@@ -267,13 +273,20 @@ impl<C: Decide, D: Save> Runtime<C, D> {
 
     /// The connections go first, while the kernel can still send their resets. That they could not be ended is a
     /// warning and no failure: what counts is that the address is gone.
-    async fn remove(&mut self, ip: IpAddr) -> Result<(), String> {
+    async fn remove(&mut self, ip: IpAddr, turn_away: bool) -> Result<(), String> {
         self.announcer.stop(ip);
+        let turn_away = turn_away.then(|| TurnAway::open(ip)).transpose().unwrap_or_else(|e| {
+            tracing::warn!(%ip, "connections cannot be turned away: {e}");
+            None
+        });
         end_connections(ip, RESETS_TIME).await;
         let removed = self.addresses.remove(ip).await;
         // Whoever got in between, or did not fit into the time. Their clients hear nothing any more, but the server's
         // side ends, and with it what their transactions hold locked. Nothing waits for it.
         tokio::spawn(end_connections(ip, Duration::from_secs(2)));
+        if let Some(turn_away) = turn_away.flatten().filter(|_| removed.is_ok()) {
+            self.refusing.insert(ip, turn_away.begin());
+        }
         removed.map_err(|e| e.to_string())
     }
 
@@ -285,7 +298,7 @@ impl<C: Decide, D: Save> Runtime<C, D> {
         }
         let mut left = Vec::new();
         for ip in self.roles.clone() {
-            if let Err(e) = self.remove(ip).await {
+            if let Err(e) = self.remove(ip, false).await {
                 left.push(e);
             }
         }
@@ -423,6 +436,7 @@ mod tests {
             disk: NoDisk,
             roles: BTreeSet::from([role()]),
             announcer: Announcer::new(addresses.clone()),
+            refusing: BTreeMap::new(),
             addresses,
             link,
             server: Box::new(move |step| queued.borrow_mut().push(step)),
@@ -510,7 +524,9 @@ mod tests {
         let Some(hosts) = TwoHosts::new() else { return };
         hosts.on_here(async || {
             let (runtime, wires) = runtime(|input| match input {
-                Input::KernelChanged => vec![Output::Do(Step::ReadOnly), Output::Do(Step::Remove { ip: role() })],
+                Input::KernelChanged => {
+                    vec![Output::Do(Step::ReadOnly), Output::Do(Step::Remove { ip: role(), turn_away: false })]
+                }
                 Input::Done { .. } => vec![Output::Exit],
                 _ => vec![],
             });

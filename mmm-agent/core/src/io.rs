@@ -80,9 +80,11 @@ pub enum Step {
     Announce {
         ip: IpAddr,
     },
-    /// Destroy the sockets on the address, then remove it. Not being there is success.
+    /// Destroy the sockets on the address, then remove it. Not being there is success. `turn_away`: connections that
+    /// are still tried here are refused for a moment, so that clients need not wait for an answer that never comes.
     Remove {
         ip: IpAddr,
+        turn_away: bool,
     },
     /// `read_only = 1` (and super_read_only), at once, and read it back. Clients that write are killed when they
     /// hold it up.

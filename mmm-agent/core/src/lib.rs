@@ -339,7 +339,7 @@ impl Core {
                 out.push(Output::Do(Step::Announce { ip: *ip }));
                 false
             }
-            Step::Remove { ip } => {
+            Step::Remove { ip, .. } => {
                 if let Some(slot) = self.slots.get_mut(ip) {
                     slot.present = false;
                     slot.kernel_until = None;
@@ -537,7 +537,7 @@ impl Core {
         match step {
             Step::Address { ip, .. } => format!("adding {}", self.named(*ip)),
             Step::Announce { ip } => format!("announcing {}", self.named(*ip)),
-            Step::Remove { ip } => format!("removing {}", self.named(*ip)),
+            Step::Remove { ip, .. } => format!("removing {}", self.named(*ip)),
             Step::ReadOnly => "making the server read-only".to_owned(),
             Step::Writable { .. } => "making the server writable".to_owned(),
             Step::Follow { host } => format!("replicating from {host}"),

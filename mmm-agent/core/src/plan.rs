@@ -30,7 +30,7 @@ impl Subject {
     pub(crate) fn of(step: &Step) -> Option<Subject> {
         match step {
             Step::Address { ip, .. } => Some(Subject::Add(*ip)),
-            Step::Remove { ip } => Some(Subject::Remove(*ip)),
+            Step::Remove { ip, .. } => Some(Subject::Remove(*ip)),
             Step::ReadOnly => Some(Subject::ReadOnly),
             Step::Writable { .. } => Some(Subject::Writable),
             Step::Follow { .. } | Step::Detach => Some(Subject::Replication),
@@ -89,7 +89,9 @@ impl Situation<'_> {
     }
 
     fn remove(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
-        (slot.present && Self::is_managed(slot) && self.right(slot).is_none()).then_some(Step::Remove { ip })
+        // Whoever lost touch goes silently: somebody else may be about to answer for the address.
+        let turn_away = self.leaving || self.fitness == Fitness::Gone || slot.hold.is_none();
+        (slot.present && Self::is_managed(slot) && self.right(slot).is_none()).then_some(Step::Remove { ip, turn_away })
     }
 
     /// The hold orders under which the server may be written to.

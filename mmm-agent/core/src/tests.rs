@@ -129,8 +129,9 @@ impl Agent {
                                 }
                                 inputs.push(Input::Done { step, result });
                             }
-                            Step::Remove { ip } => {
-                                self.log.push(format!("remove {ip}"));
+                            Step::Remove { ip, turn_away } => {
+                                let how = if *turn_away { "remove" } else { "silently remove" };
+                                self.log.push(format!("{how} {ip}"));
                                 if result.is_ok() {
                                     self.kernel.remove(ip);
                                 }
@@ -234,7 +235,7 @@ fn without_renewal_the_address_is_gone_before_the_lease_ends_and_then_the_server
     a.after(2_799);
     assert_eq!(a.did(), "");
     a.after(1);
-    assert_eq!(a.did(), "remove 10.0.0.50, read-only");
+    assert_eq!(a.did(), "silently remove 10.0.0.50, read-only");
     assert!(a.kernel.is_empty());
 }
 
@@ -359,7 +360,7 @@ fn quiescing_has_charge_of_read_only_only_while_its_order_runs() {
     a.give(Input::Order(order));
     assert_eq!(a.did(), "save, task 6");
     a.after(2_800);
-    assert_eq!(a.did(), "remove 10.0.0.50, read-only");
+    assert_eq!(a.did(), "silently remove 10.0.0.50, read-only");
 }
 
 #[test]
