@@ -6,6 +6,7 @@
 //! inside the lab's namespaces are ever ended. A [`Lab`] takes everything down when it is dropped; a lab that
 //! `mmm-lab up` has left standing is found again by its folder, /tmp/mmm-lab-ID.
 
+pub mod bench;
 pub mod client;
 pub mod configs;
 pub mod demo;

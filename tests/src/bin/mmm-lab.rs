@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use mmm_tests::lab::client::ClientConfig;
 use mmm_tests::lab::network::{APP, DB, GATEWAY_IP, READERS, WRITER, hosts, ip_of};
-use mmm_tests::lab::{Lab, LabConfig, demo, process, standing_ids, take_down_own};
+use mmm_tests::lab::{Lab, LabConfig, bench, demo, process, standing_ids, take_down_own};
 use std::process::{Command, ExitCode};
 use std::sync::mpsc;
 use std::thread;
@@ -95,6 +95,15 @@ enum Verb {
         #[arg(long)]
         stay: bool,
     },
+    /// Measure the write outage of a planned move, a killed and a hanging server and a dead host; every run on a lab of
+    /// its own.
+    Bench {
+        #[command(flatten)]
+        server: ServerChoice,
+        /// How often each is measured.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+    },
 }
 
 #[derive(Args)]
@@ -118,7 +127,7 @@ struct ServerChoice {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if matches!(cli.verb, Verb::Up(_) | Verb::Demo { .. }) {
+    if matches!(cli.verb, Verb::Up(_) | Verb::Demo { .. } | Verb::Bench { .. }) {
         take_down_when_told_to_end();
     }
     let result = act(cli);
@@ -140,6 +149,7 @@ fn act(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
         Verb::Up(up) => return bring_up(cli.id, up),
         Verb::Demo { server, stay } => return demo::run(cli.id, server.server, stay).map(|()| ExitCode::SUCCESS),
+        Verb::Bench { server, runs } => return bench::run(&server.server, runs).map(|()| ExitCode::SUCCESS),
         Verb::Down => {
             let lab = Lab::attach(id)?;
             let id = lab.id().to_owned();
