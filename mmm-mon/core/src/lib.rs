@@ -9,6 +9,7 @@
 mod commands;
 mod facts;
 mod handover;
+mod invariants;
 pub mod io;
 mod orders;
 mod roles;
@@ -118,6 +119,8 @@ impl Core {
         core
     }
 
+    /// # Panics
+    /// When an invariant is broken (invariants.rs).
     pub fn handle(&mut self, now: Millis, input: Input, out: &mut Vec<Output>) {
         self.now = now;
         let answer = self.take_in(now, input, out);
@@ -134,6 +137,11 @@ impl Core {
             self.place_roles(now, out);
         } else if !self.handover.is_settled() {
             self.suspend_handover(now, out);
+        }
+        for (ip, slot) in &self.slots {
+            if let Some(why) = invariants::broken(&slot.state, self.epoch) {
+                panic!("the decisions for {ip} make no sense: {why}");
+            }
         }
         self.persist(now, out);
         // 5
