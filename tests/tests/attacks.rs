@@ -156,8 +156,15 @@ fn an_old_master_that_cannot_be_closed_does_not_take_the_address_from_the_new_on
     w.host("db1").server.hung_since = None;
     w.outage = 0;
     w.run(30_000);
+    // Nor when a monitor starts, which trusts nobody yet.
+    w.stop_monitor();
+    w.start_monitor();
+    w.run(10_000);
     assert!(!w.host("db1").server.read_only, "the story needs an old master that stays open");
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    assert_eq!(count(&w, "db2: writer(10.0.0.50) is off this host"), 0, "{}", told(&w));
+    assert_eq!(count(&w, "is on several hosts"), 0, "{}", told(&w));
+    assert_eq!(w.text(Command::Mode), "ACTIVE\n");
     assert!(w.outage < 100, "{} ms\n{}", w.outage, told(&w));
     assert!(shows(&mut w, "Warning: host db1: "), "{}", w.show());
     // Once it can be closed, it is.
@@ -197,6 +204,35 @@ fn an_old_state_of_the_monitor_does_not_stop_the_cluster_for_good() {
     w.restore_status(old);
     w.start_monitor();
     w.run(20_000);
+    assert!(w.writer_is_open(), "{}", told(&w));
+}
+
+// Every address has its own newest epoch: others may have gone on meanwhile.
+#[test]
+fn an_old_state_of_one_address_is_not_hidden_by_the_epochs_of_others() {
+    let mut w = cluster();
+    let old = w.saved().cloned().expect("something is saved");
+    // Given moves of the writer of which db3 hears nothing, and a monitor that has forgotten them.
+    w.cut.insert("db3".into());
+    for to in ["db2", "db1"] {
+        w.command(move_writer(to, false));
+        w.run(1_000);
+        assert_eq!(w.holders(WRITER), [to], "{}", told(&w));
+    }
+    w.stop_monitor();
+    w.restore_status(old);
+    // When it goes on numbering with db3 alone, past what the others have seen.
+    w.cut = ["db1", "db2"].map(HostName::from).into();
+    w.start_monitor();
+    w.run(600);
+    for _ in 0..10 {
+        w.command(Command::SetOffline { host: "db3".into() });
+        w.run(50);
+        set_online(&mut w, "db3");
+        w.run(50);
+    }
+    w.cut.clear();
+    w.run(15_000);
     assert!(w.writer_is_open(), "{}", told(&w));
 }
 
@@ -259,6 +295,25 @@ fn a_target_set_offline_in_the_middle_of_a_move_does_not_leave_the_cluster_witho
         // One way and back at the most.
         assert!(count(&w, "The writer is given to") <= 2, "{ms} ms\n{}", told(&w));
     }
+}
+
+#[test]
+fn a_writer_just_given_is_not_taken_back_for_a_preferred_host_before_it_has_opened() {
+    let mut c = config(&HOSTS);
+    let writer = c.cluster.roles.get_mut(&"writer".into()).expect("the role");
+    writer.prefer = Some("db1".into());
+    let mut w = cluster_with(c);
+    w.refuse_steps.insert(("db2".into(), "writable"));
+    w.kill_server("db1");
+    w.run(1_000);
+    w.start_server("db1");
+    w.run(5_000);
+    assert!(shows(&mut w, "db1(10.0.0.11) master/ONLINE"), "{}", w.show());
+    w.refuse_steps.clear();
+    w.run(10_000);
+    assert_eq!(count(&w, "without its help"), 1, "the first way\n{}", told(&w));
+    assert_eq!(count(&w, "The writer moves from db2 to db1: db1 is preferred"), 1, "the way back\n{}", told(&w));
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
 }
 
 #[test]
