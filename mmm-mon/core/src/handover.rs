@@ -105,7 +105,6 @@ pub(crate) enum Event {
 pub(crate) struct Scene<'a> {
     pub(crate) now: Millis,
     pub(crate) address: IpAddr,
-    pub(crate) cluster: &'a Cluster,
     pub(crate) wish: &'a Wish,
     pub(crate) eligible: &'a BTreeSet<Eligible>,
     pub(crate) hosts: &'a BTreeMap<HostName, HostView<'a>>,
@@ -177,65 +176,40 @@ impl Handover {
     }
 
     /// Nothing new may be decided (passive mode, no network): what has closed the writer is undone.
-    pub(crate) fn suspend(
-        &mut self,
-        slot: &mut Slot,
-        granters: &Granters<'_>,
-        epochs: &mut Epoch,
-        why: &str,
-    ) -> Vec<Event> {
-        let mut events = Vec::new();
+    pub(crate) fn suspend(&mut self, turn: &mut Turn<'_>, why: &str) {
         match self.phase {
-            Phase::Nearing { .. } | Phase::Quiescing { .. } | Phase::CatchingUp { .. } => {
-                self.fail(slot, granters, epochs, None, why, &mut events);
-            }
+            Phase::Nearing { .. } | Phase::Quiescing { .. } | Phase::CatchingUp { .. } => self.fail(None, why, turn),
             Phase::Settled
             | Phase::Fencing { .. }
             | Phase::Draining { .. }
             | Phase::Holding { .. }
             | Phase::Opening { .. } => {}
         }
-        events
     }
 
     /// Goes as many steps as can be gone now.
-    pub(crate) fn advance(
-        &mut self,
-        scene: &Scene<'_>,
-        slot: &mut Slot,
-        granters: &Granters<'_>,
-        epochs: &mut Epoch,
-    ) -> Vec<Event> {
-        let mut events = Vec::new();
+    pub(crate) fn advance(&mut self, scene: &Scene<'_>, turn: &mut Turn<'_>) {
         // Eight phases: more rounds than that would be a circle.
         for _ in 0..10 {
-            let before = (self.phase.clone(), slot.state.epoch);
-            self.step(scene, slot, granters, epochs, &mut events);
+            let before = (self.phase.clone(), turn.slot.state.epoch);
+            self.step(scene, turn);
             // What the scene says of the active master is old once it has changed.
-            let opened = events.iter().any(|e| matches!(e, Event::Opened { .. }));
-            if opened || before == (self.phase.clone(), slot.state.epoch) {
+            let opened = turn.events.iter().any(|e| matches!(e, Event::Opened { .. }));
+            if opened || before == (self.phase.clone(), turn.slot.state.epoch) {
                 break;
             }
         }
-        events
     }
 
-    fn step(
-        &mut self,
-        scene: &Scene<'_>,
-        slot: &mut Slot,
-        granters: &Granters<'_>,
-        epochs: &mut Epoch,
-        events: &mut Vec<Event>,
-    ) {
+    fn step(&mut self, scene: &Scene<'_>, turn: &mut Turn<'_>) {
         let now = scene.now;
-        if let Some(why) = self.old_master_lost(scene, slot) {
+        if let Some(why) = self.old_master_lost(scene, turn.slot) {
             // The planned way needs the old master: from here on it is fenced like any dead one.
-            events.push(Event::Decided(format!("The move goes on without the old master's help: {why}")));
-            self.release(slot, epochs, events);
+            turn.decided(format!("The move goes on without the old master's help: {why}"));
+            self.release(turn);
             match scene.wish.host.clone() {
                 Some(to) => self.phase = Phase::Fencing { to, in_step: false },
-                None => self.end(Err("no host is left that could take the role".to_owned()), events),
+                None => self.end(Err("no host is left that could take the role".to_owned()), turn),
             }
             return;
         }
@@ -243,137 +217,129 @@ impl Handover {
             && scene.wish.host.as_ref() != Some(to)
         {
             let why = format!("{} can no longer take it, or is no longer wanted", to.host());
-            self.fail(slot, granters, epochs, Some(now), &why, events);
+            self.fail(Some(now), &why, turn);
             return;
         }
         if let Phase::Nearing { .. } | Phase::Quiescing { .. } | Phase::CatchingUp { .. } = &self.phase
             && self.from.as_ref().and_then(|f| scene.hosts.get(f)).is_some_and(|h| !h.agent_answers)
         {
             let why = format!("the agent of {} does not answer at the moment", self.old_master());
-            self.fail(slot, granters, epochs, Some(now), &why, events);
+            self.fail(Some(now), &why, turn);
             return;
         }
         match self.phase.clone() {
-            Phase::Settled => self.begin(scene, slot, granters, epochs, events),
+            Phase::Settled => self.begin(scene, turn),
             Phase::Nearing { to, since } => match far(scene, self.from.as_ref(), to.host()) {
                 None => {
-                    let epoch = next(epochs);
-                    slot.rewrite(epoch, granters.for_holder(slot), false);
-                    events.push(Event::Decided(format!(
-                        "{} is close enough: {} stops writing",
-                        to.host(),
-                        self.old_master()
-                    )));
+                    let epoch = turn.rewrite(false);
+                    turn.decided(format!("{} is close enough: {} stops writing", to.host(), self.old_master()));
                     self.phase = Phase::Quiescing { to, task: epoch, since: now };
                 }
-                Some(why) if now.since(since) >= scene.cluster.drain_timeout => {
-                    let why = format!("{} did not catch up within {:?}: {why}", to.host(), scene.cluster.drain_timeout);
-                    self.fail(slot, granters, epochs, Some(now), &why, events);
+                Some(why) if now.since(since) >= turn.cluster.drain_timeout => {
+                    let why = format!("{} did not catch up within {:?}: {why}", to.host(), turn.cluster.drain_timeout);
+                    self.fail(Some(now), &why, turn);
                 }
-                Some(why) => events.push(Event::Waits(format!("the move to {} waits: {why}", to.host()))),
+                Some(why) => turn.waits(format!("the move to {} waits: {why}", to.host())),
             },
             Phase::Quiescing { to, task, since } => {
                 let outcome = self.from.as_ref().and_then(|from| outcome_of(scene, from, task));
                 match outcome {
                     Some(TaskOutcome::Done { position: Some(position) }) => {
-                        let task = next(epochs);
-                        events.push(Event::Decided(format!(
+                        let task = turn.next();
+                        turn.decided(format!(
                             "{} is closed at {position}: {} catches up",
                             self.old_master(),
                             to.host()
-                        )));
+                        ));
                         self.phase = Phase::CatchingUp { to, task, position: position.clone(), since: now };
                     }
                     Some(TaskOutcome::Done { position: None }) => {
                         let why = format!("{} tells no GTID position; enable GTID replication", self.old_master());
-                        self.fail(slot, granters, epochs, Some(now), &why, events);
+                        self.fail(Some(now), &why, turn);
                     }
                     Some(TaskOutcome::Failed { why }) => {
                         let why = format!("{} could not be closed for writes: {why}", self.old_master());
-                        self.fail(slot, granters, epochs, Some(now), &why, events);
+                        self.fail(Some(now), &why, turn);
                     }
-                    Some(TaskOutcome::Running) | None if now.since(since) >= quiesce_limit(scene.cluster) => {
+                    Some(TaskOutcome::Running) | None if now.since(since) >= quiesce_limit(turn.cluster) => {
                         let why = format!("{} was not closed for writes in time", self.old_master());
-                        self.fail(slot, granters, epochs, Some(now), &why, events);
+                        self.fail(Some(now), &why, turn);
                     }
                     Some(TaskOutcome::Running) | None => {}
                 }
             }
             Phase::CatchingUp { to, task, since, .. } => match outcome_of(scene, to.host(), task) {
                 Some(TaskOutcome::Done { .. }) => {
-                    events.push(Event::Decided(format!("{} has everything: {} lets go", to.host(), self.old_master())));
-                    self.release(slot, epochs, events);
+                    turn.decided(format!("{} has everything: {} lets go", to.host(), self.old_master()));
+                    self.release(turn);
                     self.phase = Phase::Fencing { to, in_step: true };
                 }
                 Some(TaskOutcome::Failed { why }) => {
                     let why = format!("{} did not catch up: {why}", to.host());
-                    self.fail(slot, granters, epochs, Some(now), &why, events);
+                    self.fail(Some(now), &why, turn);
                 }
-                Some(TaskOutcome::Running) | None if now.since(since) >= scene.cluster.move_timeout + SLACK => {
+                Some(TaskOutcome::Running) | None if now.since(since) >= turn.cluster.move_timeout + SLACK => {
                     let why = format!("{} did not catch up in time", to.host());
-                    self.fail(slot, granters, epochs, Some(now), &why, events);
+                    self.fail(Some(now), &why, turn);
                 }
                 Some(TaskOutcome::Running) | None => {}
             },
-            Phase::Fencing { to, in_step } => self.fence(scene, slot, granters, epochs, &to, in_step, events),
+            Phase::Fencing { to, in_step } => self.fence(scene, &to, in_step, turn),
             Phase::Draining { to, task, since } => {
                 if !scene.eligible.contains(&to) {
-                    self.retarget(scene, to.host(), events);
+                    self.retarget(scene, to.host(), turn);
                     return;
                 }
                 match outcome_of(scene, to.host(), task) {
-                    Some(TaskOutcome::Done { .. }) => self.grant(scene, slot, granters, epochs, &to, events),
+                    Some(TaskOutcome::Done { .. }) => self.grant(scene, &to, turn),
                     Some(TaskOutcome::Failed { why }) => {
                         let why = why.clone();
-                        self.drain_failed(scene, slot, granters, epochs, to, why, events);
+                        self.drain_failed(scene, to, why, turn);
                     }
-                    Some(TaskOutcome::Running) | None if now.since(since) >= scene.cluster.drain_timeout + SLACK => {
-                        let why = format!("nothing heard of it within {:?}", scene.cluster.drain_timeout + SLACK);
-                        self.drain_failed(scene, slot, granters, epochs, to, why, events);
+                    Some(TaskOutcome::Running) | None if now.since(since) >= turn.cluster.drain_timeout + SLACK => {
+                        let why = format!("nothing heard of it within {:?}", turn.cluster.drain_timeout + SLACK);
+                        self.drain_failed(scene, to, why, turn);
                     }
                     Some(TaskOutcome::Running) | None => {}
                 }
             }
             Phase::Holding { to, since, why } => {
                 if !scene.eligible.contains(&to) {
-                    self.retarget(scene, to.host(), events);
+                    self.retarget(scene, to.host(), turn);
                 } else if let Some(better) = scene.wish.host.clone().filter(|w| *w != to) {
                     self.phase = Phase::Fencing { to: better, in_step: false };
                 } else if self.force || now.since(since) >= DRAIN_AGAIN {
                     self.phase = Phase::Fencing { to, in_step: false };
                 } else {
-                    events.push(Event::Waits(format!(
+                    turn.waits(format!(
                         "{} is not promoted: {why}. move_role --force promotes it with what it has",
                         to.host()
-                    )));
+                    ));
                 }
             }
             Phase::Opening { to, since } => {
                 let open = scene.hosts.get(&to).and_then(|h| h.report).is_some_and(|r| {
                     r.server.writing == Writing::Allowed
-                        && r.addresses.get(&scene.address).is_some_and(|a| a.present && a.seen == slot.state.epoch)
+                        && r.addresses.get(&scene.address).is_some_and(|a| a.present && a.seen == turn.slot.state.epoch)
                 });
-                if slot.state.holder.as_ref() != Some(&to)
+                if turn.slot.state.holder.as_ref() != Some(&to)
                     || (!scene.wish.stays
                         && scene.wish.host.as_ref().is_none_or(|w| *w.host() != to)
                         && !scene.eligible.iter().any(|e| *e.host() == to))
                 {
-                    self.end(Err(format!("{to} was lost before it had opened")), events);
+                    self.end(Err(format!("{to} was lost before it had opened")), turn);
                 } else if open {
                     let took = now.since(self.began).as_millis();
-                    events.push(Event::Decided(format!(
-                        "The writer is open on {to}, {took} ms after it was decided ({})",
-                        self.why
-                    )));
-                    events.push(Event::Opened { from: self.from.clone(), to, in_step: self.in_step });
-                    self.end(Ok(()), events);
+                    turn.decided(format!("The writer is open on {to}, {took} ms after it was decided ({})", self.why));
+                    turn.events.push(Event::Opened { from: self.from.clone(), to, in_step: self.in_step });
+                    self.end(Ok(()), turn);
                 } else if now.since(since) >= OPEN_WITHIN {
                     let troubles =
                         scene.hosts.get(&to).and_then(|h| h.report).map(|r| r.troubles.join("; ")).unwrap_or_default();
-                    events.push(Event::Decided(format!("{to} has the role but has not opened yet: {troubles}")));
+                    turn.decided(format!("{to} has the role but has not opened yet: {troubles}"));
                     self.answer(
                         Err(format!("{to} has the role but has not opened within {OPEN_WITHIN:?}: {troubles}")),
-                        events,
+                        turn,
                     );
                     self.phase = Phase::Opening { to, since: now };
                 }
@@ -381,27 +347,19 @@ impl Handover {
         }
     }
 
-    fn begin(
-        &mut self,
-        scene: &Scene<'_>,
-        slot: &mut Slot,
-        granters: &Granters<'_>,
-        epochs: &mut Epoch,
-        events: &mut Vec<Event>,
-    ) {
+    fn begin(&mut self, scene: &Scene<'_>, turn: &mut Turn<'_>) {
         let now = scene.now;
-        let holder = slot.state.holder.clone();
+        let holder = turn.slot.state.holder.clone();
         if scene.wish.stays {
-            if holder.is_some() && !slot.state.write {
+            if holder.is_some() && !turn.slot.state.write {
                 // A monitor that restarted in the middle of a planned move.
-                let epoch = next(epochs);
-                slot.rewrite(epoch, granters.for_holder(slot), true);
-                events.push(Event::Decided("An unfinished move is undone: the holder writes again".to_owned()));
+                turn.rewrite(true);
+                turn.decided("An unfinished move is undone: the holder writes again".to_owned());
             }
             if let Some(request) = self.request.take() {
                 let why = "the host asked for can not take the role (any more)".to_owned();
-                events.push(Event::Answer(request, Err(why)));
-                events.push(Event::GaveUp);
+                turn.events.push(Event::Answer(request, Err(why)));
+                turn.events.push(Event::GaveUp);
                 self.force = false;
             }
             if let Some(to) = holder.filter(|h| scene.active != Some(h)) {
@@ -419,30 +377,26 @@ impl Handover {
         self.kill_asked = false;
         self.in_step = false;
         match (scene.wish.host.clone(), holder) {
-            (None, None) => events.push(Event::Waits(format!("nobody can have it: {}", scene.wish.why))),
+            (None, None) => turn.waits(format!("nobody can have it: {}", scene.wish.why)),
             (None, Some(_)) => {
-                events.push(Event::Decided(format!("The writer is taken away: {}", scene.wish.why)));
-                self.release(slot, epochs, events);
+                turn.decided(format!("The writer is taken away: {}", scene.wish.why));
+                self.release(turn);
             }
             (Some(to), None) => self.phase = Phase::Fencing { to, in_step: false },
-            (Some(to), Some(from)) if can_cooperate(scene, &from, slot.state.epoch) => {
+            (Some(to), Some(from)) if can_cooperate(scene, &from, turn.slot.state.epoch) => {
                 let (count, duration) = scene.flap;
                 self.preferred_moves.retain(|at| now.since(*at) < duration);
                 if scene.wish.by_preference && count > 0 && self.preferred_moves.len() >= count as usize {
-                    events.push(Event::Waits(format!(
+                    turn.waits(format!(
                         "{count} moves to preferred hosts within flap_duration are enough: it stays on {from} until move_role"
-                    )));
+                    ));
                     return;
                 }
                 if now < self.paused_until && self.request.is_none() {
-                    events.push(Event::Waits(format!("the move to {} failed and is not tried again yet", to.host())));
+                    turn.waits(format!("the move to {} failed and is not tried again yet", to.host()));
                     return;
                 }
-                events.push(Event::Decided(format!(
-                    "The writer moves from {from} to {}: {}",
-                    to.host(),
-                    scene.wish.why
-                )));
+                turn.decided(format!("The writer moves from {from} to {}: {}", to.host(), scene.wish.why));
                 if scene.wish.by_preference {
                     self.preferred_moves.push(now);
                 }
@@ -451,15 +405,15 @@ impl Handover {
             (Some(to), Some(from))
                 if scene.hosts.get(&from).is_some_and(|h| h.may_hold && !h.agent_answers && !h.server_gone) =>
             {
-                events.push(Event::Waits(format!("the move to {} waits for the agent of {from}", to.host())));
+                turn.waits(format!("the move to {} waits for the agent of {from}", to.host()));
             }
             (Some(to), Some(from)) => {
-                events.push(Event::Decided(format!(
+                turn.decided(format!(
                     "The writer goes from {from} to {} without its help: {}",
                     to.host(),
                     scene.wish.why
-                )));
-                self.release(slot, epochs, events);
+                ));
+                self.release(turn);
                 self.phase = Phase::Fencing { to, in_step: false };
             }
         }
@@ -489,22 +443,12 @@ impl Handover {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn fence(
-        &mut self,
-        scene: &Scene<'_>,
-        slot: &mut Slot,
-        granters: &Granters<'_>,
-        epochs: &mut Epoch,
-        to: &Eligible,
-        in_step: bool,
-        events: &mut Vec<Event>,
-    ) {
+    fn fence(&mut self, scene: &Scene<'_>, to: &Eligible, in_step: bool, turn: &mut Turn<'_>) {
         if !scene.eligible.contains(to) {
-            self.retarget(scene, to.host(), events);
+            self.retarget(scene, to.host(), turn);
             return;
         }
-        match slot.free_for(to.host(), scene.now) {
+        match turn.slot.free_for(to.host(), scene.now) {
             Err(blocked) => {
                 let mut known = true;
                 let (of, text) = match blocked {
@@ -520,24 +464,24 @@ impl Handover {
                         (of, text)
                     }
                 };
-                events.push(Event::Waits(text));
+                turn.waits(text);
                 let silent = scene.hosts.get(&of).is_some_and(|h| !h.may_hold);
                 if silent && known && scene.can_kill && !self.kill_asked {
                     self.kill_asked = true;
-                    events.push(Event::Kill(of));
+                    turn.events.push(Event::Kill(of));
                 }
             }
             Ok(_) if in_step => {
                 self.in_step = true;
-                self.grant(scene, slot, granters, epochs, to, events);
+                self.grant(scene, to, turn);
             }
             Ok(_) => {
                 if let Some(why) = self.stale(scene, to.host()).filter(|_| !self.force) {
-                    self.hold(scene.now, to.clone(), why, events);
+                    self.hold(scene.now, to.clone(), why, turn);
                     return;
                 }
-                events.push(Event::Decided(format!("{} applies everything it has received", to.host())));
-                self.phase = Phase::Draining { to: to.clone(), task: next(epochs), since: scene.now };
+                turn.decided(format!("{} applies everything it has received", to.host()));
+                self.phase = Phase::Draining { to: to.clone(), task: turn.next(), since: scene.now };
             }
         }
     }
@@ -559,112 +503,84 @@ impl Handover {
         (gap > STALE).then(|| format!("it had stopped fetching from {from} {} s before {from} failed", gap.as_secs()))
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn drain_failed(
-        &mut self,
-        scene: &Scene<'_>,
-        slot: &mut Slot,
-        granters: &Granters<'_>,
-        epochs: &mut Epoch,
-        to: Eligible,
-        why: String,
-        events: &mut Vec<Event>,
-    ) {
+    fn drain_failed(&mut self, scene: &Scene<'_>, to: Eligible, why: String, turn: &mut Turn<'_>) {
         let why = format!("it could not apply everything it has received: {why}");
-        if self.force || scene.cluster.on_drain_timeout == OnDrainTimeout::Promote {
+        if self.force || turn.cluster.on_drain_timeout == OnDrainTimeout::Promote {
             let by = if self.force { "the operator's --force" } else { "on_drain_timeout = promote" };
-            events.push(Event::Decided(format!("{} is promoted by {by}, although {why}", to.host())));
-            self.grant(scene, slot, granters, epochs, &to, events);
+            turn.decided(format!("{} is promoted by {by}, although {why}", to.host()));
+            self.grant(scene, &to, turn);
         } else {
-            self.hold(scene.now, to, why, events);
+            self.hold(scene.now, to, why, turn);
         }
     }
 
-    fn hold(&mut self, now: Millis, to: Eligible, why: String, events: &mut Vec<Event>) {
+    fn hold(&mut self, now: Millis, to: Eligible, why: String, turn: &mut Turn<'_>) {
         let text = format!("{} is not promoted: {why}", to.host());
-        self.answer(Err(text.clone()), events);
+        self.answer(Err(text.clone()), turn);
         if !matches!(&self.phase, Phase::Holding { why: before, .. } if *before == why) {
-            events.push(Event::Waits(format!("{text}. move_role --force promotes it with what it has")));
+            turn.waits(format!("{text}. move_role --force promotes it with what it has"));
         }
         self.phase = Phase::Holding { to, since: now, why };
     }
 
-    fn grant(
-        &mut self,
-        scene: &Scene<'_>,
-        slot: &mut Slot,
-        granters: &Granters<'_>,
-        epochs: &mut Epoch,
-        to: &Eligible,
-        events: &mut Vec<Event>,
-    ) {
-        let Ok(proof) = slot.free_for(to.host(), scene.now) else {
+    fn grant(&mut self, scene: &Scene<'_>, to: &Eligible, turn: &mut Turn<'_>) {
+        let Ok(proof) = turn.slot.free_for(to.host(), scene.now) else {
             self.phase = Phase::Fencing { to: to.clone(), in_step: false };
             return;
         };
-        slot.grant(proof, next(epochs), granters.for_host(to.host()), true);
-        events.push(Event::Decided(format!("The writer is given to {} ({})", to.host(), self.why)));
+        let (epoch, granters) = (turn.next(), granters(turn.cluster, to.host()));
+        turn.slot.grant(proof, epoch, granters, true);
+        turn.decided(format!("The writer is given to {} ({})", to.host(), self.why));
         self.phase = Phase::Opening { to: to.host().clone(), since: scene.now };
     }
 
     /// The target is lost while nobody holds: the next best, or none.
-    fn retarget(&mut self, scene: &Scene<'_>, lost: &HostName, events: &mut Vec<Event>) {
+    fn retarget(&mut self, scene: &Scene<'_>, lost: &HostName, turn: &mut Turn<'_>) {
         match scene.wish.host.clone().filter(|_| !scene.wish.stays) {
             Some(other) => {
-                events.push(Event::Decided(format!(
-                    "{lost} can no longer take the writer: {} is to have it",
-                    other.host()
-                )));
+                turn.decided(format!("{lost} can no longer take the writer: {} is to have it", other.host()));
                 self.phase = Phase::Fencing { to: other, in_step: false };
             }
             None => {
-                events.push(Event::Decided(format!("{lost} can no longer take the writer: {}", scene.wish.why)));
-                self.end(Err(format!("{lost} can no longer take it, and nobody else can")), events);
+                turn.decided(format!("{lost} can no longer take the writer: {}", scene.wish.why));
+                self.end(Err(format!("{lost} can no longer take it, and nobody else can")), turn);
             }
         }
     }
 
-    fn release(&mut self, slot: &mut Slot, epochs: &mut Epoch, events: &mut Vec<Event>) {
-        if let Some(holder) = slot.state.holder.clone() {
-            slot.release(next(epochs));
-            events.push(Event::Decided(format!("{holder} is to let go of the writer")));
+    fn release(&mut self, turn: &mut Turn<'_>) {
+        if let Some(holder) = turn.slot.state.holder.clone() {
+            let epoch = turn.next();
+            turn.slot.release(epoch);
+            turn.decided(format!("{holder} is to let go of the writer"));
         }
     }
 
     /// Goes back: the old master writes again. `again_from`: no automatic try for a while from then.
-    fn fail(
-        &mut self,
-        slot: &mut Slot,
-        granters: &Granters<'_>,
-        epochs: &mut Epoch,
-        again_from: Option<Millis>,
-        why: &str,
-        events: &mut Vec<Event>,
-    ) {
-        if slot.state.holder.is_some() && !slot.state.write {
-            slot.rewrite(next(epochs), granters.for_holder(slot), true);
+    fn fail(&mut self, again_from: Option<Millis>, why: &str, turn: &mut Turn<'_>) {
+        if turn.slot.state.holder.is_some() && !turn.slot.state.write {
+            turn.rewrite(true);
         }
-        events
-            .push(Event::Decided(format!("The move of the writer has failed, {} writes on: {why}", self.old_master())));
+        turn.decided(format!("The move of the writer has failed, {} writes on: {why}", self.old_master()));
         if let Some(now) = again_from {
             self.paused_until = now + PAUSE;
         }
         let text = format!("{why}. The writer is still on '{}'.", self.old_master());
-        self.end(Err(text), events);
+        self.end(Err(text), turn);
     }
 
-    fn end(&mut self, result: Result<(), String>, events: &mut Vec<Event>) {
+    fn end(&mut self, result: Result<(), String>, turn: &mut Turn<'_>) {
         if result.is_err() {
-            events.push(Event::GaveUp);
+            turn.events.push(Event::GaveUp);
         }
-        self.answer(result, events);
+        self.answer(result, turn);
         self.phase = Phase::Settled;
         self.force = false;
     }
 
-    fn answer(&mut self, result: Result<(), String>, events: &mut Vec<Event>) {
+    fn answer(&mut self, result: Result<(), String>, turn: &mut Turn<'_>) {
         if let Some(request) = self.request.take() {
-            events.push(Event::Answer(request, result.map(|()| self.old_master())));
+            turn.events.push(Event::Answer(request, result.map(|()| self.old_master())));
         }
     }
 
@@ -673,19 +589,44 @@ impl Handover {
     }
 }
 
-/// Who may grant to whom: all other hosts of the role (safety.md, "Choosing granters").
-pub(crate) struct Granters<'a> {
-    pub(crate) hosts: &'a [HostName],
+/// What one call may change besides the move's own phase, and what it has to say.
+pub(crate) struct Turn<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) slot: &'a mut Slot,
+    pub(crate) epochs: &'a mut Epoch,
+    pub(crate) events: Vec<Event>,
 }
 
-impl Granters<'_> {
-    pub(crate) fn for_host(&self, holder: &HostName) -> BTreeSet<HostName> {
-        self.hosts.iter().filter(|h| *h != holder).cloned().collect()
+impl Turn<'_> {
+    fn next(&mut self) -> Epoch {
+        next(self.epochs)
     }
 
-    fn for_holder(&self, slot: &Slot) -> BTreeSet<HostName> {
-        slot.state.holder.as_ref().map(|h| self.for_host(h)).unwrap_or_default()
+    fn decided(&mut self, text: String) {
+        self.events.push(Event::Decided(text));
     }
+
+    fn waits(&mut self, text: String) {
+        self.events.push(Event::Waits(text));
+    }
+
+    /// A new decision for the same holder: whether it may write.
+    fn rewrite(&mut self, write: bool) -> Epoch {
+        let epoch = self.next();
+        if let Some(holder) = self.slot.state.holder.clone() {
+            self.slot.rewrite(epoch, granters(self.cluster, &holder), write);
+        }
+        epoch
+    }
+}
+
+fn granters(cluster: &Cluster, holder: &HostName) -> BTreeSet<HostName> {
+    cluster.writer().map(|role| granters_of(&role.hosts, holder)).unwrap_or_default()
+}
+
+/// Who may grant to whom: all other hosts of the role (safety.md, "Choosing granters").
+pub(crate) fn granters_of(hosts: &[HostName], holder: &HostName) -> BTreeSet<HostName> {
+    hosts.iter().filter(|h| *h != holder).cloned().collect()
 }
 
 pub(crate) fn next(epochs: &mut Epoch) -> Epoch {

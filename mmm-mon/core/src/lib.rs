@@ -20,7 +20,7 @@ mod states;
 pub use snapshot::Snapshot;
 
 use facts::{AgentLink, HostFacts};
-use handover::{Event, Granters, Handover, HostView, Scene, next};
+use handover::{Event, Handover, HostView, Scene, Turn, granters_of, next};
 use io::{Audit, Input, Level, Output, RequestId};
 use mmm_common::config::{Cluster, Monitor as Config};
 use mmm_common::control::Answer;
@@ -642,7 +642,7 @@ impl Core {
         match slot.free_for(to, now) {
             Ok(proof) => {
                 let epoch = next(&mut self.epoch);
-                slot.grant(proof, epoch, Granters { hosts }.for_host(to), false);
+                slot.grant(proof, epoch, granters_of(hosts, to), false);
                 decided(out, Some(to), epoch, format!("Role '{role}({ip})' is given to '{to}': {}", wish.why));
                 self.intent.remove(&ip);
                 self.remark(subject, None, out);
@@ -667,7 +667,7 @@ impl Core {
         let answering: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.agent_answers(now, h)).cloned().collect();
         let may_hold: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.agent_may_hold(now, h)).cloned().collect();
         let Core { hosts, config, handover, slots, epoch, active, .. } = self;
-        let (Some(slot), Some(role)) = (slots.get_mut(&ip), config.cluster.writer()) else { return };
+        let Some(slot) = slots.get_mut(&ip) else { return };
         let views = hosts
             .iter()
             .filter_map(|(name, host)| {
@@ -687,7 +687,6 @@ impl Core {
         let scene = Scene {
             now,
             address: ip,
-            cluster: &config.cluster,
             wish,
             eligible,
             hosts: &views,
@@ -695,7 +694,9 @@ impl Core {
             active: active.as_ref(),
             flap: (config.flap_count, config.flap_duration),
         };
-        let events = handover.advance(&scene, slot, &Granters { hosts: &role.hosts }, epoch);
+        let mut turn = Turn { cluster: &config.cluster, slot, epochs: epoch, events: Vec::new() };
+        handover.advance(&scene, &mut turn);
+        let events = turn.events;
         if !events.iter().any(|e| matches!(e, Event::Waits(_))) {
             let stays = wish.stays && !wish.why.is_empty();
             self.remark(self.writer_subject(ip), stays.then(|| wish.why.clone()), out);
@@ -710,8 +711,10 @@ impl Core {
         let why = if self.network { "the mode is PASSIVE" } else { "the monitor's own network check fails" };
         let Some(ip) = self.writer_ip() else { return };
         let Core { config, handover, slots, epoch, .. } = self;
-        let (Some(slot), Some(role)) = (slots.get_mut(&ip), config.cluster.writer()) else { return };
-        for event in handover.suspend(slot, &Granters { hosts: &role.hosts }, epoch, why) {
+        let Some(slot) = slots.get_mut(&ip) else { return };
+        let mut turn = Turn { cluster: &config.cluster, slot, epochs: epoch, events: Vec::new() };
+        handover.suspend(&mut turn, why);
+        for event in turn.events {
             self.follow_up(now, event, out);
         }
     }
