@@ -12,7 +12,8 @@ use std::time::Duration;
 /// What may happen in a story.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only what an operator asks for, with replication that lags and is not waited for: nothing may be lost.
+    /// What an operator asks for, and silences too short to fail over, with replication that lags and that no commit
+    /// waits for: nothing may be lost, and no two servers are ever open together.
     Planned,
     /// One fault at a time, of every kind, healed before the next.
     Single,
@@ -69,7 +70,9 @@ fn begin(seed: u64, kind: Kind) -> World {
     if kind == Kind::Planned {
         w.lag = w.any(60);
         w.jitter = w.jitter.min(300);
+        w.strict = true;
     }
+    w.slow_looks = [0, 0, 10, 80][w.any(4) as usize];
     w.run(4_000);
     for host in HOSTS {
         w.command(Command::SetOnline { host: host.into() });
@@ -94,9 +97,30 @@ fn move_writer(to: &str, force: bool) -> Command {
 
 fn operate(w: &mut World) {
     let host = HOSTS[w.any(3) as usize];
-    match w.any(6) {
+    match w.any(9) {
         0 => ask(w, Command::SetOffline { host: host.into() }),
         1 => set_online(w),
+        2 => {
+            note(w, &format!("restart agent {host}"));
+            w.stop_agent(host);
+            let ms = w.any(1_000);
+            w.run(ms);
+            w.start_agent(&host.into());
+        }
+        3 => {
+            note(w, &format!("cut {host} for a moment"));
+            w.cut.insert(host.into());
+            let ms = w.any(1_000);
+            w.run(ms);
+            w.cut.clear();
+        }
+        4 => {
+            note(w, "restart monitor");
+            w.stop_monitor();
+            let ms = w.any(500);
+            w.run(ms);
+            w.start_monitor();
+        }
         _ => {
             let to = HOSTS[w.any(MASTERS) as usize];
             ask(w, move_writer(to, false));
@@ -107,7 +131,7 @@ fn operate(w: &mut World) {
 fn fault(w: &mut World) {
     let host = HOSTS[w.any(3) as usize];
     let name = HostName::from(host);
-    match w.any(20) {
+    match w.any(22) {
         0 => {
             note(w, &format!("kill server {host}"));
             w.kill_server(host);
@@ -188,6 +212,14 @@ fn fault(w: &mut World) {
             let text = format!("the monitor's own network works: {}", w.network);
             note(w, &text);
         }
+        20 => {
+            note(w, &format!("{host} fetches no more"));
+            w.host(host).server.io = false;
+        }
+        21 => {
+            note(w, &format!("{host} can apply no more"));
+            w.refuse_sql(host);
+        }
         // What is chosen and cannot be done now is a time without a fault.
         _ => {
             let ms = w.any(3_000);
@@ -202,7 +234,8 @@ fn heal(w: &mut World) {
     w.cut.clear();
     w.network = true;
     for host in HOSTS {
-        w.host(host).server.hung_since = None;
+        let server = &mut w.host(host).server;
+        (server.hung_since, server.sql_refuses, server.io) = (None, false, true);
         if !w.is_alive(host) {
             w.boot_host(host);
         }

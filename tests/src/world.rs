@@ -31,8 +31,8 @@ const BEAT: u64 = 20;
 /// How late the kernel removes an address whose lifetime is over (safety.md: up to 1.0 s).
 const KERNEL_LATE: u64 = 1000;
 /// How soon a running agent has closed a server that answers and that it has no right to keep open: the agent's wait
-/// after a step that failed while the server did not answer, a look at the server and a step.
-const CLOSED_WITHIN: u64 = 600;
+/// after a step that failed while the server did not answer (0.5 s), looks at the server and a step.
+const CLOSED_WITHIN: u64 = 1000;
 
 pub struct World {
     pub now: u64,
@@ -62,6 +62,12 @@ pub struct World {
     /// Of 100 times, how often a replica fetches or applies nothing in a beat. Above zero, writes are acknowledged
     /// without waiting for a replica.
     pub lag: u64,
+    /// What the watcher sees and how steps end takes up to this many milliseconds to get to the agent's core, in order.
+    /// The end of an opening step overtakes looks that began before it.
+    pub slow_looks: u64,
+    last_look: BTreeMap<HostName, u64>,
+    /// Nobody fails in this story: never two open servers at one moment, whatever their agents do.
+    pub strict: bool,
     /// The only source of chance (splitmix64); the same seed gives the same story.
     pub chance: u64,
     /// When the last message of a direction (true: to the agent) arrives.
@@ -121,6 +127,8 @@ enum Event {
     ToAgent(HostName, ToAgent),
     ToMonitor(HostName, FromAgent),
     Link(HostName),
+    /// From the watcher or the worker of this life of the agent.
+    Local(HostName, Boot, AgentInput),
     Check(HostName),
     Network,
     ServerStep(HostName),
@@ -190,6 +198,9 @@ impl World {
             outage: 0,
             jitter: 0,
             lag: 0,
+            slow_looks: 0,
+            last_look: BTreeMap::new(),
+            strict: false,
             chance: 0,
             last_delivery: BTreeMap::new(),
             saves: 0,
@@ -451,6 +462,11 @@ impl World {
                 self.monitor_input(MonInput::Network { reachable: self.network });
                 self.after(1000, Event::Network);
             }
+            Event::Local(name, boot, input) => {
+                if self.hosts.get(&name).is_some_and(|h| Boot(h.boots) == boot) {
+                    self.agent_input(&name, input);
+                }
+            }
             Event::Check(name) => self.check(&name),
             Event::ServerStep(name) => self.server_step(&name),
             Event::Beat => self.beat(),
@@ -659,11 +675,29 @@ impl World {
         }
         if let Step::Task(task) = &step {
             let outcome = TaskOutcome::Failed { why: "the server does not answer".into() };
-            self.agent_input(name, AgentInput::TaskDone { id: task.id, outcome });
+            self.local_input(name, AgentInput::TaskDone { id: task.id, outcome });
             return;
         }
-        self.look_at_server(name);
-        self.agent_input(name, AgentInput::Done { step, result });
+        if matches!(step, Step::Writable { .. }) && result.is_ok() {
+            self.agent_input(name, AgentInput::Done { step, result });
+            self.look_at_server(name);
+        } else {
+            self.look_at_server(name);
+            self.local_input(name, AgentInput::Done { step, result });
+        }
+    }
+
+    /// What the agent's watcher or worker says.
+    fn local_input(&mut self, name: &HostName, input: AgentInput) {
+        if self.slow_looks == 0 {
+            self.agent_input(name, input);
+            return;
+        }
+        let at = self.now + self.any(self.slow_looks);
+        let last = self.last_look.entry(name.clone()).or_insert(0);
+        *last = at.max(*last);
+        let (wait, boot) = (*last - self.now, Boot(self.hosts[name].boots));
+        self.after(wait, Event::Local(name.clone(), boot, input));
     }
 
     fn work_on_task(&mut self, name: &HostName) {
@@ -684,7 +718,7 @@ impl World {
             return;
         };
         host.server.task = None;
-        self.agent_input(name, AgentInput::TaskDone { id: task.id, outcome });
+        self.local_input(name, AgentInput::TaskDone { id: task.id, outcome });
     }
 
     /// Replication, clients, watchers, kernels.
@@ -831,7 +865,7 @@ impl World {
             if let Some(h) = self.hosts.get_mut(name) {
                 h.told = Some(report.clone());
             }
-            self.agent_input(name, AgentInput::Server(report));
+            self.local_input(name, AgentInput::Server(report));
         }
     }
 
@@ -862,6 +896,10 @@ impl World {
         for (name, host) in &mut self.hosts {
             let refuses = self.refuse_steps.iter().any(|(refuser, _)| refuser == name);
             let answers = host.alive && host.server.up && host.server.hung_since.is_none() && !refuses;
+            if self.strict {
+                open.extend((!host.server.read_only).then_some(name.as_str()));
+                continue;
+            }
             if !answers || host.agent.is_none() {
                 host.minded_since = None;
                 continue;

@@ -5,7 +5,7 @@ use mmm_tests::chaos::{Kind, run};
 use std::panic::catch_unwind;
 
 /// So that all of them together take well under a minute in debug on two cores.
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 50;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |v| v.parse().expect("a number"))
