@@ -288,7 +288,7 @@ async fn read_only_gets_past_lock_tables_and_running_updates(kind: &str) {
     assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "1");
 
     side.step(writable()).await.unwrap();
-    assert_eq!(side.last.writing, Writing::Allowed);
+    side.until("open, as the watcher sees it", |r| r.writing == Writing::Allowed).await;
 
     let mut updating = db1.app().await;
     let update = tokio::spawn(async move { updating.query_drop("UPDATE app.t SET id=id+SLEEP(20)").await });
