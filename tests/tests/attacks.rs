@@ -428,3 +428,26 @@ fn a_step_that_fails_is_not_told_with_every_try() {
     w.run(2_000);
     assert_eq!(w.host("db2").server.source.clone(), Some(HostName::from("db1")), "{}", told(&w));
 }
+
+// lessons.md 3
+#[test]
+fn a_new_master_that_cannot_be_opened_does_not_keep_the_role() {
+    let mut w = cluster();
+    w.refuse_steps.insert(("db2".into(), "writable"));
+    w.command(move_writer("db2", false));
+    w.run(20_000);
+    let answer = w.late_answer().map(|a| a.text(&|_| String::new())).unwrap_or_default();
+    assert!(answer.starts_with("ERROR") && answer.contains("has not opened"), "{answer}\n{}", told(&w));
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    assert!(w.writer_is_open());
+}
+
+#[test]
+fn set_offline_takes_roles_away_in_manual_mode_too() {
+    let mut w = cluster();
+    w.command(Command::SetManual);
+    w.command(Command::SetOffline { host: "db1".into() });
+    w.run(5_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    assert!(w.host("db1").kernel.is_empty());
+}

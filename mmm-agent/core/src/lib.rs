@@ -300,7 +300,11 @@ impl Core {
         self.server = server;
         let closed = match (&self.server.life, self.server.writing) {
             (Life::Dead { .. }, _) => true,
-            (Life::Alive, Writing::ReadOnly) => !self.under_way.contains(&Subject::Writable),
+            // A look from before the server was opened can come after that: while read_only is being changed, only the
+            // step's own reading back counts.
+            (Life::Alive, Writing::ReadOnly) => {
+                !self.under_way.contains(&Subject::Writable) && !self.under_way.contains(&Subject::ReadOnly)
+            }
             (Life::Alive, Writing::Allowed | Writing::Unknown) | (Life::Hung { .. } | Life::Unknown { .. }, _) => false,
         };
         self.looked_at_server = true;
@@ -348,6 +352,9 @@ impl Core {
                 false
             }
             Step::ReadOnly => {
+                // Read back by the step itself.
+                self.server.writing = Writing::ReadOnly;
+                self.opened = None;
                 info(out, "The server is read-only".to_owned());
                 false
             }

@@ -333,6 +333,10 @@ impl Handover {
                     turn.decided(format!("The writer is open on {to}, {took} ms after it was decided ({})", self.why));
                     turn.events.push(Event::Opened { from: self.from.clone(), to, in_step: self.in_step });
                     self.end(Ok(()), turn);
+                } else if let Some(other) =
+                    scene.wish.host.clone().filter(|w| self.request.is_some() && *w.host() != to)
+                {
+                    self.go_elsewhere(scene, &to, other, turn);
                 } else if now.since(since) >= OPEN_WITHIN {
                     let troubles =
                         scene.hosts.get(&to).and_then(|h| h.report).map(|r| r.troubles.join("; ")).unwrap_or_default();
@@ -341,10 +345,23 @@ impl Handover {
                         Err(format!("{to} has the role but has not opened within {OPEN_WITHIN:?}: {troubles}")),
                         turn,
                     );
-                    self.phase = Phase::Opening { to, since: now };
+                    // lessons.md 3: a master that cannot be opened does not keep the role while another could have it.
+                    match other_candidate(scene, turn.cluster, &to) {
+                        Some(other) => self.go_elsewhere(scene, &to, other, turn),
+                        None => self.phase = Phase::Opening { to, since: now },
+                    }
                 }
             }
         }
+    }
+
+    /// The host that has the role has not opened, so nothing was written there: the role goes on.
+    fn go_elsewhere(&mut self, scene: &Scene<'_>, not_open: &HostName, other: Eligible, turn: &mut Turn<'_>) {
+        turn.decided(format!("{not_open} has not opened: {} is to have the writer", other.host()));
+        self.release(turn);
+        (self.began, self.in_step) = (scene.now, false);
+        self.why = format!("{not_open} has not opened");
+        self.phase = Phase::Fencing { to: other, in_step: false };
     }
 
     fn begin(&mut self, scene: &Scene<'_>, turn: &mut Turn<'_>) {
@@ -640,6 +657,11 @@ fn quiesce_limit(cluster: &Cluster) -> Duration {
 
 fn outcome_of<'a>(scene: &Scene<'a>, host: &HostName, task: Epoch) -> Option<&'a TaskOutcome> {
     scene.hosts.get(host)?.report?.task.as_ref().filter(|t| t.id == task).map(|t| &t.outcome)
+}
+
+fn other_candidate(scene: &Scene<'_>, cluster: &Cluster, than: &HostName) -> Option<Eligible> {
+    let hosts = &cluster.writer()?.hosts;
+    scene.eligible.iter().find(|e| e.host() != than && hosts.contains(e.host())).cloned()
 }
 
 /// The holder is there, holds by the newest decision, and its server can be asked to stop writing.

@@ -564,7 +564,11 @@ impl Core {
     fn place_roles(&mut self, now: Millis, out: &mut Vec<Output>) {
         let mut keeping = BTreeSet::new();
         let mut eligible = BTreeSet::new();
+        let mut offline = BTreeSet::new();
         for (name, host) in &self.hosts {
+            if host.status.state == HostState::AdminOffline {
+                offline.insert(name.clone());
+            }
             let online = host.status.state == HostState::Online;
             if online && self.agent_may_hold(now, name) {
                 keeping.insert(name.clone());
@@ -580,6 +584,7 @@ impl Core {
                 eligible: &eligible,
                 keeping: &keeping,
                 intent: &self.intent,
+                offline: &offline,
                 taken_off: &self.taken_off,
             };
             let rank = |host: &HostName| self.rank(host, &role.hosts);

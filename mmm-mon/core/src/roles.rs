@@ -32,6 +32,8 @@ pub(crate) struct Standing<'a> {
     pub(crate) keeping: &'a BTreeSet<HostName>,
     /// What an operator asked for.
     pub(crate) intent: &'a BTreeMap<IpAddr, HostName>,
+    /// Hosts that an operator has set offline: their roles leave in every mode.
+    pub(crate) offline: &'a BTreeSet<HostName>,
     /// Balanced addresses that an operator wants off their host.
     pub(crate) taken_off: &'a BTreeSet<IpAddr>,
 }
@@ -99,7 +101,7 @@ impl Standing<'_> {
                 }
                 Some(_) | None => Wish::stay(""),
             },
-            Some(h) if self.mode != MonitorMode::Active => Wish::stay(format!(
+            Some(h) if self.mode != MonitorMode::Active && !self.offline.contains(h) => Wish::stay(format!(
                 "{h} cannot serve it, but no role leaves a failed host by itself in {} mode",
                 self.mode
             )),
@@ -137,7 +139,7 @@ impl Standing<'_> {
                     }
                     wishes.insert(*ip, Wish::stay(""));
                 }
-                Some(h) if self.mode != MonitorMode::Active && role.hosts.contains(h) && !self.intent_away(*ip, h) => {
+                Some(h) if self.stays_in_this_mode(role, *ip, h) => {
                     let why = format!(
                         "{h} cannot serve it, but no role leaves a failed host by itself in {} mode",
                         self.mode
@@ -179,6 +181,14 @@ impl Standing<'_> {
             }
         }
         wishes
+    }
+
+    /// No role leaves a failed host by itself but in active mode.
+    fn stays_in_this_mode(&self, role: &Role, ip: IpAddr, holder: &HostName) -> bool {
+        self.mode != MonitorMode::Active
+            && role.hosts.contains(holder)
+            && !self.offline.contains(holder)
+            && !self.intent_away(ip, holder)
     }
 
     fn intent_away(&self, ip: IpAddr, holder: &HostName) -> bool {
@@ -225,6 +235,7 @@ mod tests {
             eligible: &eligible,
             keeping: &keeping,
             intent: &intent,
+            offline: &BTreeSet::new(),
             taken_off: &BTreeSet::new(),
         };
         let rank = |h: &HostName| u64::from(h.as_str() == "db3");
