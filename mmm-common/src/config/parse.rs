@@ -1,7 +1,7 @@
 //! Reading the files: every mistake at once, or the finished configuration.
 //!
 //! Read from here: `files` loads the file and what it includes, `merged` looks at each option and decides which value
-//! counts, [`Draft`] fills the structs in, and [`check`] looks at what lies between options. Never repeats a password.
+//! counts, `Draft` fills the structs in, and [`check`] looks at what lies between options. Never repeats a password.
 
 use super::check::{self, At, Finding};
 use super::files::{self, Loaded};
