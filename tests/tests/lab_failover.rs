@@ -213,6 +213,18 @@ fn a_replica_that_stopped_loses_its_reader_until_it_is_back() -> Result<()> {
             n => bail!("db3 has {n}"),
         })?;
         println!("reader given back after {:.1} s", back.elapsed().as_secs_f64());
+
+        // By now its peer has been online for long: only trap_period (3 s) is waited for.
+        let again = Instant::now();
+        lab.mysql("db3", "STOP SLAVE SQL_THREAD")?;
+        lab.wait_for("db3 without a reader again", SOON, || match lab.readers_of("db3")?.as_slice() {
+            [] => Ok(()),
+            some => bail!("db3 has {some:?}"),
+        })?;
+        let took = again.elapsed();
+        println!("reader taken from the replica that stopped again after {:.1} s", took.as_secs_f64());
+        ensure!(took < Duration::from_secs(15), "it took {took:?}");
+        lab.mysql("db3", "START SLAVE SQL_THREAD")?;
         let length = outage(client, since, "a replica's trouble")?;
         ensure!(length < Duration::from_secs(2), "the writer's clients noticed: {length:?}");
         Ok(())
