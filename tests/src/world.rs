@@ -129,6 +129,7 @@ enum Event {
     Link(HostName),
     /// From the watcher or the worker of this life of the agent.
     Local(HostName, Boot, AgentInput),
+    Ended(HostName),
     Check(HostName),
     Network,
     ServerStep(HostName),
@@ -323,6 +324,11 @@ impl World {
         self.unlink(&name, "connection closed");
     }
 
+    /// SIGTERM.
+    pub fn end_agent(&mut self, name: &str) {
+        self.agent_input(&HostName::from(name), AgentInput::Shutdown { keep: false });
+    }
+
     pub fn start_agent(&mut self, name: &HostName) {
         let now = Millis(self.now);
         let mut cluster = self.config.cluster.clone();
@@ -467,6 +473,7 @@ impl World {
                     self.agent_input(&name, input);
                 }
             }
+            Event::Ended(name) => self.unlink(&name, "connection closed"),
             Event::Check(name) => self.check(&name),
             Event::ServerStep(name) => self.server_step(&name),
             Event::Beat => self.beat(),
@@ -567,6 +574,7 @@ impl World {
         while let Some(input) = inputs.pop_front() {
             let Some(host) = self.hosts.get_mut(name) else { return };
             let Some(core) = &mut host.agent else { return };
+            let mut ended = false;
             let mut out = Vec::new();
             let mut reports = Vec::new();
             core.handle(Millis(now), input, &mut out);
@@ -605,7 +613,7 @@ impl World {
                             self.queue.insert((now + STEP, self.number), Event::ServerStep(name.clone()));
                         }
                     },
-                    AgentOutput::Exit => {}
+                    AgentOutput::Exit => ended = true,
                 }
             }
             if let Some((at, _)) = core.next_deadline() {
@@ -617,6 +625,14 @@ impl World {
             for report in reports {
                 let at = self.delivery(name, false);
                 self.after(at - now, Event::ToMonitor(name.clone(), FromAgent::Report(report)));
+            }
+            if ended {
+                if let Some(host) = self.hosts.get_mut(name) {
+                    host.agent = None;
+                }
+                // Its last words arrive before the end of the connection is seen.
+                let at = self.delivery(name, false);
+                self.after(at - now + 1, Event::Ended(name.clone()));
             }
         }
     }

@@ -186,6 +186,20 @@ fn a_restart_of_an_agent_costs_nothing() {
 }
 
 #[test]
+fn an_agent_that_is_told_to_end_has_its_roles_moved_first() {
+    let mut w = cluster();
+    w.end_agent("db1");
+    w.run(2_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    assert!(w.host("db1").kernel.is_empty() && w.host("db1").server.read_only);
+    assert!(w.outage < 300, "{} ms\n{}", w.outage, told(&w));
+    assert!(told(&w).contains("db1: Ended: no role is left on this host"), "{}", told(&w));
+    w.start_agent(&"db1".into());
+    w.run(4_000);
+    assert_eq!(w.host("db1").kernel.len(), 1, "a reader comes back\n{}", told(&w));
+}
+
+#[test]
 fn the_agent_of_the_writer_is_killed_for_good_and_the_role_moves() {
     let mut w = cluster();
     w.stop_agent("db1");

@@ -27,7 +27,9 @@ use std::time::Duration;
 
 /// A step that failed is tried again after this long.
 const RETRY: Duration = Duration::from_millis(500);
-/// How long a shutdown waits for the server to become read-only before it ends anyway.
+/// How long a shutdown leaves the monitor to move the roles away before it lets go by itself.
+const HAND_OVER: Duration = Duration::from_secs(5);
+/// How long it then waits for the server to become read-only before it ends anyway.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -169,8 +171,9 @@ impl Core {
             }
             Input::Shutdown { keep: false } => {
                 if self.leaving_since.is_none() {
-                    info(out, "Ending: roles are given back first".to_owned());
+                    info(out, "Ending: the monitor is asked to move the roles away first".to_owned());
                     self.leaving_since = Some(now);
+                    self.report_due = true;
                 }
             }
         }
@@ -197,7 +200,10 @@ impl Core {
         }
         all.extend(self.failed.values().map(|(_, at)| (*at, "a failed step is tried again")));
         all.extend(self.died_at.map(|at| (at + self.restart_grace, "restart_grace ends")));
-        all.extend(self.leaving_since.map(|at| (at + LEAVE_WITHIN, "the shutdown has waited long enough")));
+        if let Some(at) = self.leaving_since {
+            all.push((at + HAND_OVER, "the monitor has had its time to move the roles"));
+            all.push((at + HAND_OVER + LEAVE_WITHIN, "the shutdown has waited long enough"));
+        }
         // What was due up to the last input was looked at then.
         all.into_iter().filter(|(at, _)| *at > self.now).min()
     }
@@ -396,7 +402,7 @@ impl Core {
             slots: &self.slots,
             server: &self.server,
             fitness: self.fitness(now),
-            leaving: self.leaving_since.is_some(),
+            leaving: self.is_letting_go(now),
             quiescing: self.is_quiescing(now),
             replication: &self.replication,
             sources: &self.sources,
@@ -496,6 +502,11 @@ impl Core {
         })));
     }
 
+    /// A shutdown that nobody helps with (any more).
+    fn is_letting_go(&self, now: Millis) -> bool {
+        self.leaving_since.is_some_and(|since| !self.monitor_up || now.since(since) >= HAND_OVER)
+    }
+
     fn leave_if_done(&mut self, now: Millis, out: &mut Vec<Output>) {
         let Some(since) = self.leaving_since else { return };
         let managed = self.slots.values().any(|slot| slot.seen.0 > 0);
@@ -504,7 +515,7 @@ impl Core {
         let off = !open && self.slots.values().all(|slot| !slot.present || slot.seen.0 == 0);
         if off && !self.looking {
             info(out, "Ended: no role is left on this host".to_owned());
-        } else if now.since(since) >= LEAVE_WITHIN {
+        } else if now.since(since) >= HAND_OVER + LEAVE_WITHIN {
             error(out, format!("Ended without having given up everything: {}", self.leftovers()));
         } else {
             return;

@@ -391,9 +391,39 @@ fn replication_is_pointed_where_ordered_and_an_operators_stop_is_respected() {
 }
 
 #[test]
-fn ending_gives_everything_back_tells_it_and_only_then_exits() {
+fn ending_asks_the_monitor_to_move_the_roles_and_exits_when_they_are_gone() {
     let mut a = Agent::writing();
     a.give(Input::Shutdown { keep: false });
+    assert_eq!(a.did(), "");
+    assert!(a.last().leaving && a.last().addresses[&ip(WRITER)].present);
+    let order = a.order(&[(WRITER, let_go(6))]);
+    a.give(Input::Order(order));
+    assert_eq!(a.did(), "remove 10.0.0.50, read-only, save");
+    a.server_did(Step::ReadOnly, Writing::ReadOnly);
+    assert_eq!(a.did(), "save, exit");
+    assert_eq!((a.last().addresses[&ip(WRITER)].seen, a.last().addresses[&ip(WRITER)].has()), (Epoch(6), false));
+}
+
+#[test]
+fn ending_without_a_monitor_gives_everything_back_tells_it_and_only_then_exits() {
+    let mut a = Agent::writing();
+    a.give(Input::MonitorDown { why: "closed".into() });
+    a.give(Input::Shutdown { keep: false });
+    assert_eq!(a.did(), "remove 10.0.0.50, read-only");
+    a.server_did(Step::ReadOnly, Writing::ReadOnly);
+    assert_eq!(a.did(), "save, exit");
+}
+
+#[test]
+fn ending_beside_a_monitor_that_does_not_move_the_roles_lets_go_after_five_seconds() {
+    let mut a = Agent::writing();
+    a.give(Input::Shutdown { keep: false });
+    for _ in 0..9 {
+        a.after(500);
+        a.hold(WRITER, 5, true);
+    }
+    assert!(!a.did().contains("remove"));
+    a.after(500);
     assert_eq!(a.did(), "remove 10.0.0.50, read-only");
     a.server_did(Step::ReadOnly, Writing::ReadOnly);
     assert_eq!(a.did(), "save, exit");

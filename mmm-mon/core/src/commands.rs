@@ -99,7 +99,7 @@ impl Core {
                 host.facts.summary()
             ));
         }
-        if !self.agent_answers(now, name) {
+        if !self.agent_stays(now, name) {
             return refused(format!(
                 "Can't reach agent daemon on '{name}'! Can't switch its state! ({})",
                 host.facts.link_down
@@ -176,7 +176,7 @@ impl Core {
         if state != HostState::Online && !(force && broken_replication) {
             return refused(format!("Can't move role to host with state {state}."));
         }
-        if !self.agent_answers(now, name) {
+        if !self.agent_stays(now, name) {
             return refused(format!(
                 "Can't reach agent daemon on '{name}'! Can't move roles there! ({})",
                 host.facts.link_down

@@ -288,7 +288,7 @@ impl Core {
             }
         }
         if report.leaving && host.facts.report.as_ref().is_none_or(|r| !r.leaving) {
-            info(out, Some(&name), "Agent is shutting down and gives its roles back".to_owned());
+            info(out, Some(&name), "Agent is shutting down: its roles go elsewhere".to_owned());
         }
         host.facts.reported(now, report);
         Some(name)
@@ -368,17 +368,23 @@ impl Core {
     }
 
     fn agent_answers(&self, now: Millis, name: &HostName) -> bool {
-        self.hosts.get(name).is_some_and(|h| {
-            h.facts.agent_answers(now, self.agent_limit()) && h.facts.report.as_ref().is_some_and(|r| !r.leaving)
-        })
+        self.hosts.get(name).is_some_and(|h| h.facts.agent_answers(now, self.agent_limit()))
+    }
+
+    /// The agent has been told to end: its roles go elsewhere while it can still help with that.
+    fn is_leaving(&self, name: &HostName) -> bool {
+        self.hosts.get(name).and_then(|h| h.facts.report.as_ref()).is_some_and(|r| r.leaving)
+    }
+
+    fn agent_stays(&self, now: Millis, name: &HostName) -> bool {
+        self.agent_answers(now, name) && !self.is_leaving(name)
     }
 
     /// The agent was heard recently enough for its leases to run on, or may not have had the time to say anything.
     fn agent_may_hold(&self, now: Millis, name: &HostName) -> bool {
         let Some(host) = self.hosts.get(name) else { return false };
-        let leaving = host.facts.link.is_some() && host.facts.report.as_ref().is_some_and(|r| r.leaving);
         let silent = now.since(host.facts.heard) >= self.config.cluster.lease_ttl;
-        !leaving && (!silent || now.since(self.started) < self.startup_grace())
+        !silent || now.since(self.started) < self.startup_grace()
     }
 
     fn leave_wait_mode(&mut self, now: Millis, out: &mut Vec<Output>) {
@@ -436,7 +442,7 @@ impl Core {
             rep_threads: facts.check(CheckKind::RepThreads),
             rep_backlog: facts.check(CheckKind::RepBacklog),
             summary: facts.summary(),
-            agent_answers: self.agent_answers(now, name) && facts.server_alive(),
+            agent_answers: self.agent_stays(now, name) && facts.server_alive(),
             machine_boot: facts.report.as_ref().map(|r| r.machine_boot.as_str()),
             is_active_master: self.active.as_ref() == Some(name) || self.writer_holder() == Some(name),
             peer_online_for: peer
@@ -570,10 +576,10 @@ impl Core {
                 offline.insert(name.clone());
             }
             let online = host.status.state == HostState::Online;
-            if online && self.agent_may_hold(now, name) {
+            if online && self.agent_may_hold(now, name) && !self.is_leaving(name) {
                 keeping.insert(name.clone());
             }
-            eligible.extend(Eligible::if_fit(name, online, self.agent_answers(now, name), host.facts.server_alive()));
+            eligible.extend(Eligible::if_fit(name, online, self.agent_stays(now, name), host.facts.server_alive()));
         }
         let roles: Vec<_> = self.config.cluster.roles.iter().map(|(n, r)| (n.clone(), r.clone())).collect();
         for (name, role) in roles {
