@@ -48,6 +48,10 @@ pub struct World {
     pub network: bool,
     /// Links that are cut, by host: monitor to agent and back.
     pub cut: BTreeSet<HostName>,
+    /// Since when a cut link has been waiting for a report.
+    silent_since: BTreeMap<HostName, u64>,
+    /// How long the monitor's shell waits for a report before it takes a cut connection for dead.
+    pub link_patience: u64,
     pub writing: bool,
     /// Acknowledged writes: (server id, number).
     pub acknowledged: Vec<(u32, u64)>,
@@ -192,6 +196,8 @@ impl World {
             story: Vec::new(),
             network: true,
             cut: BTreeSet::new(),
+            silent_since: BTreeMap::new(),
+            link_patience: 0,
             writing: true,
             acknowledged: Vec::new(),
             secured: Vec::new(),
@@ -495,7 +501,13 @@ impl World {
             self.monitor_input(MonInput::AgentUp { host: name.clone(), boot, version: "sim".into() });
             self.agent_input(&name, AgentInput::MonitorUp);
         } else if host.linked && self.cut.contains(&name) {
-            self.unlink(&name, "no report in time");
+            let since = *self.silent_since.entry(name.clone()).or_insert(self.now);
+            if self.now - since >= self.link_patience {
+                self.unlink(&name, "no report in time");
+            }
+        }
+        if !self.cut.contains(&name) {
+            self.silent_since.remove(&name);
         }
         self.after(500, Event::Link(name));
     }

@@ -151,6 +151,19 @@ fn an_isolated_host_loses_its_addresses_before_others_get_them() {
     assert_eq!(w.lost_on("db1"), 0);
 }
 
+// Each sending of a hold order puts off the end of its lease: sent into the void, it would delay the failover.
+#[test]
+fn what_is_decided_about_a_silent_host_does_not_put_off_the_end_of_its_lease() {
+    for wait in 0..10 {
+        let mut w = cluster();
+        w.link_patience = 6_000;
+        w.run(wait * 100);
+        w.cut.insert("db1".into());
+        let taken = w.run_until(20_000, |w| w.holders(WRITER) == ["db2"]).expect("db2 takes it");
+        assert!(taken <= 5_000, "{taken} ms\n{}", told(&w));
+    }
+}
+
 #[test]
 fn an_isolated_host_without_an_agent_loses_its_addresses_by_the_kernels_hand() {
     let mut w = cluster();

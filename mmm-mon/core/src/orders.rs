@@ -23,6 +23,12 @@ impl Core {
             if !renew && before.is_some_and(|o| self.says_the_same(&name, o)) {
                 continue;
             }
+            // Each sending of a hold order puts off the moment when its lease is surely over (R3). An agent whose report
+            // is overdue may never hear of it: the news waits for its next report, and a failover does not.
+            let overdue = now.since(self.hosts[&name].facts.heard) > self.config.cluster.heartbeat_interval * 3 / 2;
+            if !renew && overdue {
+                continue;
+            }
             let order = self.order_for(&name, anchor, now);
             self.sent.insert(name.clone(), order.clone());
             out.push(Output::Send { host: name, order: Box::new(order) });
