@@ -315,7 +315,10 @@ async fn hear(
                     return Ended::Closed;
                 }
             }
-            Ok(ToAgent::Hello { .. }) => return Ended::Refused("a second hello on the same connection".to_owned()),
+            Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. }) => {
+                return Ended::Refused("a second hello on the same connection".to_owned());
+            }
+            Ok(ToAgent::Vouch(_)) => return Ended::Refused("a monitor asks nobody to vouch".to_owned()),
             Err(e) => return Ended::Refused(format!("a line is no order ({e}): {}", shortened(&line))),
         }
     }

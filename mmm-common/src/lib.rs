@@ -14,4 +14,5 @@ pub mod order;
 pub mod report;
 pub mod slots_file;
 pub mod state;
+pub mod vouch;
 pub mod wire;

@@ -2,6 +2,7 @@
 
 use crate::epoch::{Anchor, Epoch};
 use crate::gtid::Gtids;
+use crate::ids::HostName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,6 +16,11 @@ pub struct Report {
     pub task: Option<TaskReport>,
     /// What the agent tried and could not do, in words, newest state of each thing only.
     pub troubles: Vec<String>,
+    /// Whom this agent has vouched for within the last `lease_ttl`, and how many milliseconds ago the last time was: the
+    /// monitor may not reach a host that its peers still see at work.
+    pub vouched: BTreeMap<HostName, u64>,
+    /// Addresses that this agent is to take and that somebody else answers for, with the MAC address that did.
+    pub conflicts: BTreeMap<IpAddr, String>,
     /// The kernel's boot id: tells a restart of the agent from a reboot of the machine.
     pub machine_boot: String,
     /// The agent is shutting down and has let go (or is about to let go) of everything.

@@ -1,4 +1,5 @@
-//! How messages travel: one JSON document a line, over TCP, the monitor connecting to the agents.
+//! How messages travel: one JSON document a line, over TCP. The monitor connects to the agents, and each agent to those
+//! that could take its addresses from it (its granters); both to the same port.
 //!
 //! The first line of either side is its hello. A side that hears another protocol number says so and closes.
 
@@ -6,15 +7,16 @@ use crate::epoch::Boot;
 use crate::ids::HostName;
 use crate::order::Order;
 use crate::report::Report;
+use crate::vouch::{VouchAnswer, VouchRequest};
 use serde::{Deserialize, Serialize};
 
 /// Raised when old and new programs would misunderstand each other.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The longest line either daemon accepts, in bytes. A report of a host with hundreds of GTID sources fits.
 pub const MAX_LINE: usize = 256 * 1024;
 
-/// Monitor to agent.
+/// To an agent, from the monitor or from another agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub enum ToAgent {
@@ -24,9 +26,18 @@ pub enum ToAgent {
         host: HostName,
     },
     Order(Order),
+    /// The first line of another agent; it goes on with `Vouch` only.
+    PeerHello {
+        protocol: u32,
+        /// Whom it thinks it is talking to.
+        host: HostName,
+        /// Who it is. The connection must come from that host's configured address.
+        from: HostName,
+    },
+    Vouch(VouchRequest),
 }
 
-/// Agent to monitor.
+/// From an agent, to the monitor or to another agent that asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub enum FromAgent {
@@ -37,6 +48,7 @@ pub enum FromAgent {
         version: String,
     },
     Report(Box<Report>),
+    Vouch(VouchAnswer),
     /// The last word before the connection is closed: why.
     Refused {
         why: String,

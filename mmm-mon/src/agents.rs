@@ -223,8 +223,8 @@ impl Link {
             Ok(FromAgent::Refused { why }) => {
                 Err(End::Mismatch(format!("the agent at {agent} refuses this monitor: {why}")))
             }
-            Ok(FromAgent::Report(_)) => {
-                Err(End::Broken(format!("the agent at {agent} sent a report before its hello")))
+            Ok(FromAgent::Report(_) | FromAgent::Vouch(_)) => {
+                Err(End::Broken(format!("the agent at {agent} sent something else before its hello")))
             }
             Err(e) => Err(End::Broken(format!(
                 "what listens at {agent} is no mmm_agentd ({e}): check agent_port and what runs there"
@@ -254,6 +254,7 @@ async fn reports(host: &HostName, silence: Duration, lines: &mut Lines<impl Asyn
             }
             Ok(FromAgent::Refused { why }) => return End::Broken(format!("the agent closed the link: {why}")),
             Ok(FromAgent::Hello { .. }) => return End::Broken("the agent sent a second hello".to_owned()),
+            Ok(FromAgent::Vouch(_)) => return End::Broken("the agent vouched; nobody had asked it".to_owned()),
             Err(e) => return End::Broken(format!("the agent sent something that is no message: {e}")),
         }
     }

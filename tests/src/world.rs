@@ -6,7 +6,7 @@
 //! chance but that of its own seed.
 
 use mmm_agent_core::Core as AgentCore;
-use mmm_agent_core::io::{Input as AgentInput, Output as AgentOutput, Saved, Step};
+use mmm_agent_core::io::{AskId, Input as AgentInput, Output as AgentOutput, Saved, Step};
 use mmm_common::config::{Agent as AgentConfig, Check, Cluster, Host, Monitor as MonitorConfig, OnDrainTimeout, Role};
 use mmm_common::control::{Answer, Command};
 use mmm_common::epoch::{Boot, Epoch};
@@ -15,6 +15,7 @@ use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{Task, Work};
 use mmm_common::report::{Life, ReplicationReport, ServerReport, TaskOutcome, Writing};
 use mmm_common::state::{CheckKind, CheckResult, HostMode, MonitorMode, RoleMode};
+use mmm_common::vouch::{VouchAnswer, VouchRequest};
 use mmm_common::wire::{FromAgent, ToAgent};
 use mmm_mon_core::io::{Input as MonInput, Output as MonOutput, RequestId};
 use mmm_mon_core::{Core as MonCore, Snapshot};
@@ -24,6 +25,8 @@ use std::time::Duration;
 
 /// One way, in simulated milliseconds.
 const DELAY: u64 = 1;
+/// How long three probes on the wire take.
+const PROBE: u64 = 100;
 /// How long a server step takes.
 const STEP: u64 = 3;
 /// How often servers replicate, clients write and watchers look.
@@ -48,6 +51,10 @@ pub struct World {
     pub network: bool,
     /// Links that are cut, by host: monitor to agent and back.
     pub cut: BTreeSet<HostName>,
+    /// Hosts that only the monitor cannot reach.
+    pub unseen: BTreeSet<HostName>,
+    /// Who asked, by request.
+    asks: BTreeMap<AskId, HostName>,
     /// Since when a cut link has been waiting for a report.
     silent_since: BTreeMap<HostName, u64>,
     /// How long the monitor's shell waits for a report before it takes a cut connection for dead.
@@ -131,6 +138,9 @@ enum Event {
     ToAgent(HostName, ToAgent),
     ToMonitor(HostName, FromAgent),
     Link(HostName),
+    /// From one agent to another.
+    Ask(HostName, HostName, Box<VouchRequest>),
+    Vouch(HostName, HostName, Box<VouchAnswer>),
     /// From the watcher or the worker of this life of the agent.
     Local(HostName, Boot, AgentInput),
     Ended(HostName),
@@ -196,6 +206,8 @@ impl World {
             story: Vec::new(),
             network: true,
             cut: BTreeSet::new(),
+            unseen: BTreeSet::new(),
+            asks: BTreeMap::new(),
             silent_since: BTreeMap::new(),
             link_patience: 0,
             writing: true,
@@ -460,6 +472,19 @@ impl World {
                 }
             }
             Event::Link(name) => self.link(name),
+            Event::Ask(from, to, request) => {
+                if self.peers(&from, &to) {
+                    self.number += 1;
+                    let ask = AskId(self.number);
+                    self.asks.insert(ask, from.clone());
+                    self.agent_input(&to, AgentInput::Asked { ask, from, request: *request });
+                }
+            }
+            Event::Vouch(by, to, answer) => {
+                if self.peers(&by, &to) {
+                    self.agent_input(&to, AgentInput::Vouched { by, answer: *answer });
+                }
+            }
             Event::ToAgent(name, message) => {
                 if let (ToAgent::Order(order), true) = (message, self.linked(&name)) {
                     self.agent_input(&name, AgentInput::Order(order));
@@ -487,7 +512,19 @@ impl World {
     }
 
     fn linked(&self, name: &HostName) -> bool {
-        self.hosts.get(name).is_some_and(|h| h.linked) && !self.cut.contains(name)
+        self.hosts.get(name).is_some_and(|h| h.linked) && self.is_reached(name)
+    }
+
+    /// The monitor can reach the host.
+    fn is_reached(&self, name: &HostName) -> bool {
+        !self.cut.contains(name) && !self.unseen.contains(name)
+    }
+
+    /// What one agent sends arrives at the other.
+    fn peers(&self, from: &HostName, to: &HostName) -> bool {
+        [from, to].iter().all(|name| {
+            !self.cut.contains(*name) && self.hosts.get(*name).is_some_and(|h| h.alive && h.agent.is_some())
+        })
     }
 
     fn link(&mut self, name: HostName) {
@@ -495,18 +532,19 @@ impl World {
         if self.monitor.is_none() {
             return;
         }
-        if !host.linked && host.agent.is_some() && host.alive && !self.cut.contains(&name) {
+        let reached = !self.cut.contains(&name) && !self.unseen.contains(&name);
+        if !host.linked && host.agent.is_some() && host.alive && reached {
             host.linked = true;
             let boot = Boot(host.boots);
             self.monitor_input(MonInput::AgentUp { host: name.clone(), boot, version: "sim".into() });
             self.agent_input(&name, AgentInput::MonitorUp);
-        } else if host.linked && self.cut.contains(&name) {
+        } else if host.linked && !reached {
             let since = *self.silent_since.entry(name.clone()).or_insert(self.now);
             if self.now - since >= self.link_patience {
                 self.unlink(&name, "no report in time");
             }
         }
-        if !self.cut.contains(&name) {
+        if reached {
             self.silent_since.remove(&name);
         }
         self.after(500, Event::Link(name));
@@ -515,7 +553,7 @@ impl World {
     fn check(&mut self, name: &HostName) {
         self.after(1000, Event::Check(name.clone()));
         let Some(host) = self.hosts.get(name) else { return };
-        let reached = host.alive && !self.cut.contains(name);
+        let reached = host.alive && self.is_reached(name);
         let serves = reached && host.server.up && host.server.hung_since.is_none();
         let threads = host.server.io && host.server.sql && self.source_answers(name);
         let verdict = |ok: bool, why: &str| {
@@ -589,6 +627,9 @@ impl World {
             let mut ended = false;
             let mut out = Vec::new();
             let mut reports = Vec::new();
+            let mut asks = Vec::new();
+            let mut vouches = Vec::new();
+            let mut probes = Vec::new();
             core.handle(Millis(now), input, &mut out);
             for output in out {
                 match output {
@@ -601,6 +642,8 @@ impl World {
                             reports.push(report);
                         }
                     }
+                    AgentOutput::Ask { to, request } => asks.push((to, request)),
+                    AgentOutput::Vouch { ask, answer } => vouches.push((ask, answer)),
                     AgentOutput::Audit(line) => {
                         let text = match line {
                             mmm_agent_core::io::Audit::Info(t)
@@ -610,7 +653,7 @@ impl World {
                         self.story.push(format!("{:>9.3} {name}: {text}", (now - (1 << 40)) as f64 / 1000.0));
                     }
                     AgentOutput::Do(step) => match step {
-                        Step::Address { ip, lifetime_s } => {
+                        Step::Address { ip, lifetime_s, .. } => {
                             host.kernel.insert(ip, now + u64::from(lifetime_s) * 1000 + KERNEL_LATE);
                             inputs.push_back(AgentInput::Done { step, result: Ok(()) });
                         }
@@ -619,6 +662,7 @@ impl World {
                             inputs.push_back(AgentInput::Done { step, result: Ok(()) });
                         }
                         Step::Announce { .. } => {}
+                        Step::Probe { ip } => probes.push(ip),
                         Step::ReadOnly | Step::Writable { .. } | Step::Follow { .. } | Step::Detach | Step::Task(_) => {
                             host.steps.push_back(step);
                             self.number += 1;
@@ -633,6 +677,21 @@ impl World {
                 self.number += 1;
                 self.queue.retain(|_, e| !matches!(e, Event::AgentTick(n, _) if n == name));
                 self.queue.insert((at.0.max(now + 1), self.number), Event::AgentTick(name.clone(), boot));
+            }
+            for (to, request) in asks {
+                let at = self.peer_delivery();
+                self.after(at, Event::Ask(name.clone(), to, request));
+            }
+            for (ask, answer) in vouches {
+                let at = self.peer_delivery();
+                if let Some(to) = self.asks.remove(&ask) {
+                    self.after(at, Event::Vouch(name.clone(), to, answer));
+                }
+            }
+            for ip in probes {
+                let boot = Boot(self.hosts[name].boots);
+                let answered_by = self.other_holder(name, ip).map(|h| format!("the MAC address of {h}"));
+                self.after(PROBE, Event::Local(name.clone(), boot, AgentInput::Probed { ip, answered_by }));
             }
             for report in reports {
                 let at = self.delivery(name, false);
@@ -649,6 +708,23 @@ impl World {
         }
     }
 
+    /// How long a message between two agents takes; they come in any order.
+    fn peer_delivery(&mut self) -> u64 {
+        let more = if self.jitter > 0 { self.any(self.jitter) } else { 0 };
+        DELAY + more
+    }
+
+    /// Who else would answer on the wire for this address.
+    fn other_holder(&self, asking: &HostName, ip: IpAddr) -> Option<HostName> {
+        if self.cut.contains(asking) {
+            return None;
+        }
+        let has = |(name, h): &(&HostName, &SimHost)| {
+            *name != asking && h.alive && h.kernel.contains_key(&ip) && !self.cut.contains(*name)
+        };
+        self.hosts.iter().find(has).map(|(name, _)| name.clone())
+    }
+
     fn server_step(&mut self, name: &HostName) {
         let now = self.now;
         let Some(host) = self.hosts.get_mut(name) else { return };
@@ -659,7 +735,7 @@ impl World {
             Step::Follow { .. } => "follow",
             Step::Detach => "detach",
             Step::Task(_) => "task",
-            Step::Address { .. } | Step::Announce { .. } | Step::Remove { .. } => "",
+            Step::Address { .. } | Step::Announce { .. } | Step::Probe { .. } | Step::Remove { .. } => "",
         };
         let refused = self.refuse_steps.contains(&(name.clone(), word));
         let answers = host.server.up && host.server.hung_since.is_none() && !refused;
@@ -698,7 +774,7 @@ impl World {
                     self.work_on_task(name);
                     return;
                 }
-                Step::Address { .. } | Step::Announce { .. } | Step::Remove { .. } => {}
+                Step::Address { .. } | Step::Announce { .. } | Step::Probe { .. } | Step::Remove { .. } => {}
             }
         }
         if let Step::Task(task) = &step {

@@ -3,9 +3,11 @@
 //! This file decides what an order is worth. It never decides what to do about it: that is `plan.rs`.
 
 use crate::io::SavedAddress;
+use crate::probe::Probe;
 use mmm_common::epoch::{Anchor, Epoch};
-use mmm_common::ids::Millis;
+use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{AddressOrder, Hold};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
@@ -19,12 +21,17 @@ pub(crate) struct Slot {
     pub(crate) present: bool,
     /// When the kernel will remove the address by itself, as last set by this process.
     pub(crate) kernel_until: Option<Millis>,
+    pub(crate) probe: Probe,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) order: Hold,
     pub(crate) lease: Lease,
+    /// How long a lease is: ours or the monitor's, whichever is shorter. None: not told in this life.
+    pub(crate) ttl: Option<Duration>,
+    /// How long each granter's vouches let the lease run, in this life and for this epoch (R6).
+    pub(crate) vouches: BTreeMap<HostName, Millis>,
 }
 
 /// How long a hold order is good for.
@@ -34,6 +41,16 @@ pub(crate) enum Lease {
     /// Left by the process before this one, on the same boot of the machine. How long it still runs is known to the
     /// kernel only, which removes the address in time; so it is good while the address is there, and never to add it.
     Inherited,
+}
+
+impl Lease {
+    /// Whether the order may be acted on at all; `Inherited` only matters while the address is there.
+    pub(crate) fn runs(self, now: Millis) -> bool {
+        match self {
+            Lease::Until(end) => end > now,
+            Lease::Inherited => false,
+        }
+    }
 }
 
 /// What became of an address's part of an order.
@@ -48,12 +65,17 @@ pub(crate) enum Accepted {
 
 impl Slot {
     pub(crate) fn fresh(vouched_until: Millis) -> Self {
-        Slot { seen: Epoch(0), hold: None, vouched_until, present: false, kernel_until: None }
+        Slot { seen: Epoch(0), hold: None, vouched_until, present: false, kernel_until: None, probe: Probe::default() }
     }
 
     /// R9: the epoch always survives, the order only within one boot of the machine.
     pub(crate) fn restored(saved: SavedAddress, same_machine_boot: bool, vouched_until: Millis) -> Self {
-        let hold = saved.hold.filter(|_| same_machine_boot).map(|order| Held { order, lease: Lease::Inherited });
+        let hold = saved.hold.filter(|_| same_machine_boot).map(|order| Held {
+            order,
+            lease: Lease::Inherited,
+            ttl: None,
+            vouches: BTreeMap::new(),
+        });
         Slot { seen: saved.seen, hold, ..Slot::fresh(vouched_until) }
     }
 
@@ -71,6 +93,9 @@ impl Slot {
             AddressOrder::LetGo { epoch } => {
                 let had = self.hold.take().is_some();
                 self.seen = epoch;
+                if new {
+                    self.probe = Probe::default();
+                }
                 if new || had { Accepted::New } else { Accepted::Renewed }
             }
             AddressOrder::Hold(mut order) => {
@@ -79,12 +104,13 @@ impl Slot {
                 };
                 let before = self.hold.take().filter(|_| !new);
                 order.proof |= before.as_ref().is_some_and(|h| h.order.proof);
-                let lease = match before.map(|h| h.lease) {
-                    Some(Lease::Until(earlier)) => earlier.max(until),
-                    Some(Lease::Inherited) | None => until,
+                let (lease, vouches) = match before {
+                    Some(Held { lease: Lease::Until(earlier), vouches, .. }) => (earlier.max(until), vouches),
+                    Some(Held { lease: Lease::Inherited, vouches, .. }) => (until, vouches),
+                    None => (until, BTreeMap::new()),
                 };
                 self.seen = order.epoch;
-                self.hold = Some(Held { order, lease: Lease::Until(lease) });
+                self.hold = Some(Held { order, lease: Lease::Until(lease), ttl: Some(ttl), vouches });
                 if new { Accepted::New } else { Accepted::Renewed }
             }
         }
@@ -99,11 +125,11 @@ impl Slot {
         })
     }
 
-    /// R5, both looked at when adding.
+    /// R5, both looked at when adding; and without proof nobody else may be answering for it (guards, 3).
     pub(crate) fn may_add(&self, now: Millis) -> bool {
-        self.hold.as_ref().is_some_and(|held| match held.lease {
-            Lease::Until(end) => end > now && (held.order.proof || now >= self.vouched_until),
-            Lease::Inherited => false,
+        self.hold.as_ref().is_some_and(|held| {
+            let free = held.order.proof || (now >= self.vouched_until && self.probe.is_clear(now));
+            held.lease.runs(now) && free
         })
     }
 }
@@ -203,10 +229,13 @@ mod tests {
     fn after_a_restart_an_address_is_not_added_before_the_quarantine_is_over_unless_proved() {
         let mut s = Slot::fresh(Millis(4500));
         s.accept(hold(5, false), Some(Millis(4000)), TTL, Millis(4000));
+        s.probe.ended(Millis(4400), None);
         assert!(!s.may_add(Millis(4400)));
         assert!(s.may_add(Millis(4500)));
+        s.probe.ended(Millis(4500), Some("02:00:00:00:00:01".into()));
+        assert!(!s.may_add(Millis(4500)), "somebody answers for it");
         s.accept(hold(5, true), Some(Millis(4300)), TTL, Millis(4400));
-        assert!(s.may_add(Millis(4400)));
+        assert!(s.may_add(Millis(4400)), "proof is stronger than an answer");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use mmm_common::epoch::Epoch;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{Hold, Order, Task};
 use mmm_common::report::{Report, ServerReport, TaskOutcome};
+use mmm_common::vouch::{VouchAnswer, VouchRequest};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -36,6 +37,31 @@ pub enum Input {
     KernelChanged,
     /// What the database watcher sees; sent at every change and at least once a second.
     Server(ServerReport),
+    /// The connection to another agent, over which it can be asked to vouch, is there.
+    PeerUp {
+        host: HostName,
+    },
+    PeerDown {
+        host: HostName,
+        why: String,
+    },
+    /// Another agent asks this one to vouch for it. The shell has made sure that it is the one it says it is, as far as
+    /// the channel allows. `ask` names the request until it is answered.
+    Asked {
+        ask: AskId,
+        from: HostName,
+        request: VouchRequest,
+    },
+    /// Another agent's answer to this one's `Ask`.
+    Vouched {
+        by: HostName,
+        answer: VouchAnswer,
+    },
+    /// Answer to `Step::Probe`: the MAC address of somebody else on the wire who has the address; None: nobody answered.
+    Probed {
+        ip: IpAddr,
+        answered_by: Option<String>,
+    },
     /// A step was carried out, or not.
     Done {
         step: Step,
@@ -52,6 +78,10 @@ pub enum Input {
     },
 }
 
+/// Names one request of another agent until it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AskId(pub u64);
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     Persist(Saved),
@@ -61,6 +91,16 @@ pub enum Output {
     },
     /// Send to the monitor, if connected.
     Send(Box<Report>),
+    /// Ask another agent to vouch, if connected; never waits for it.
+    Ask {
+        to: HostName,
+        request: Box<VouchRequest>,
+    },
+    /// The answer to `Input::Asked`, to be sent if that connection is still there.
+    Vouch {
+        ask: AskId,
+        answer: Box<VouchAnswer>,
+    },
     Do(Step),
     Audit(Audit),
     /// Everything is let go (or kept on purpose): end the process.
@@ -71,10 +111,17 @@ pub enum Output {
 /// input. Server steps are queued to one worker that does them one after the other under deadlines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Add the address, or refresh it when it is there, with a kernel lifetime of so many whole seconds.
+    /// Add the address, or refresh it when it is there, with a kernel lifetime of so many whole seconds. If that comes
+    /// to be done only after `until` (this process was stopped in between), it is removed again and has failed.
     Address {
         ip: IpAddr,
         lifetime_s: u32,
+        until: Millis,
+    },
+    /// Ask on the wire, three times within a tenth of a second, whether somebody else has the address (ARP; IPv6:
+    /// neighbour solicitation), without waiting for it here. Answered by `Probed`, not by `Done`.
+    Probe {
+        ip: IpAddr,
     },
     /// Gratuitous ARP (IPv6: neighbour advertisement) at 0, 0.1, 0.3, 1, 3 and 5 s, until the address is removed.
     Announce {

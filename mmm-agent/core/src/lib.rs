@@ -10,16 +10,19 @@
 mod accept;
 pub mod io;
 mod plan;
+mod probe;
 #[cfg(test)]
 mod tests;
+mod vouch;
 
 use accept::{Accepted, Lease, SentReports, Slot};
-use io::{Audit, Input, Output, Saved, Step};
+use io::{AskId, Audit, Input, Output, Saved, Step};
 use mmm_common::config::{Agent as Config, Cluster};
 use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::ids::{HostName, Millis, RoleName};
 use mmm_common::order::{AddressOrder, Order, ReplicationOrder, Task, Work};
 use mmm_common::report::{AddressReport, Life, Report, ServerReport, TaskOutcome, TaskReport, Writing};
+use mmm_common::vouch::{VouchAnswer, VouchRequest};
 use plan::{Fitness, LEAD, Situation, Subject};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -69,6 +72,12 @@ pub struct Core {
     /// What failed, in words, and when it is tried again.
     failed: BTreeMap<Subject, (String, Millis)>,
     refusals: BTreeMap<IpAddr, String>,
+
+    /// Whom this agent has vouched for, and when last.
+    vouched_for: BTreeMap<HostName, Millis>,
+    /// Why each granter last refused to vouch, by address.
+    vouch_refusals: BTreeMap<(HostName, IpAddr), String>,
+    ask_due: bool,
 
     monitor_up: bool,
     lookups: u64,
@@ -122,6 +131,9 @@ impl Core {
             under_way: BTreeSet::new(),
             failed: BTreeMap::new(),
             refusals: BTreeMap::new(),
+            vouched_for: BTreeMap::new(),
+            vouch_refusals: BTreeMap::new(),
+            ask_due: false,
             monitor_up: false,
             lookups: 0,
             looking: false,
@@ -148,7 +160,12 @@ impl Core {
             }
             Input::MonitorDown { why } => {
                 self.monitor_up = false;
-                warn(out, format!("Connection to the monitor ended ({why}); roles stay until their leases end"));
+                warn(
+                    out,
+                    format!(
+                        "Connection to the monitor ended ({why}); roles stay as long as the other hosts vouch for them"
+                    ),
+                );
             }
             Input::Order(order) => persist = self.accept(now, order, out),
             Input::Kernel { asked, present } => self.looked(now, asked, &present, out),
@@ -160,6 +177,14 @@ impl Core {
             }
             Input::KernelChanged => self.report_due = true,
             Input::Server(server) => self.observe(now, server, out),
+            Input::PeerUp { host } => {
+                info(out, format!("Agent of {host} can be asked to vouch for this host's roles"));
+                self.ask_due = true;
+            }
+            Input::PeerDown { host, why } => warn(out, format!("Agent of {host} cannot be asked to vouch: {why}")),
+            Input::Asked { ask, from, request } => self.asked(now, ask, &from, &request, out),
+            Input::Vouched { by, answer } => self.vouched(&by, &answer, out),
+            Input::Probed { ip, answered_by } => self.probed(now, ip, answered_by, out),
             Input::Done { step, result } => persist = self.done(now, &step, result, out),
             Input::TaskDone { id, outcome } => self.task_done(id, outcome, out),
             Input::Shutdown { keep: true } => {
@@ -179,7 +204,14 @@ impl Core {
         }
         self.act(now, persist, out);
         self.report_if_due(now, out);
+        self.ask_if_due(now, out);
         self.leave_if_done(now, out);
+    }
+
+    /// Whether this host may be writing for the cluster: its shell then keeps the machine's watchdog fed.
+    pub fn is_writer(&self) -> bool {
+        self.opened.is_some()
+            || self.writer.and_then(|ip| self.slots.get(&ip)).is_some_and(|slot| slot.present && slot.hold.is_some())
     }
 
     /// When to send a `Tick`, and what for.
@@ -194,8 +226,9 @@ impl Core {
                     all.push((end - Duration::from_secs(whole), "a kernel lifetime is refreshed"));
                 }
                 if !slot.present {
-                    all.push((slot.vouched_until, "the quarantine after a restart ends"));
+                    all.push((slot.vouched_until, "a promise to another host ends"));
                 }
+                all.extend(slot.next_probe(self.now).map(|at| (at, "somebody else is looked for on the wire")));
             }
         }
         all.extend(self.failed.values().map(|(_, at)| (*at, "a failed step is tried again")));
@@ -264,6 +297,13 @@ impl Core {
         self.last_task = task.id;
         if matches!(task.work, Work::Drain { .. }) {
             self.detached = true;
+            // This host is about to be the writer: whoever still answers for the address is found while it drains.
+            if let Some((ip, slot)) = self.writer.and_then(|ip| self.slots.get_mut(&ip).map(|s| (ip, s)))
+                && !slot.present
+            {
+                slot.probe.begun(self.now);
+                out.push(Output::Do(Step::Probe { ip }));
+            }
         }
         self.task = Some((task, TaskOutcome::Running));
         self.task_to_start = true;
@@ -336,7 +376,7 @@ impl Core {
         }
         self.failed.remove(&subject);
         match step {
-            Step::Address { ip, lifetime_s } => {
+            Step::Address { ip, lifetime_s, .. } => {
                 let Some(slot) = self.slots.get_mut(ip) else { return false };
                 slot.kernel_until = Some(now + Duration::from_secs(u64::from(*lifetime_s)));
                 if slot.present {
@@ -378,7 +418,122 @@ impl Core {
                 info(out, "The server fetches from nobody".to_owned());
                 !std::mem::replace(&mut self.detached, true)
             }
-            Step::Announce { .. } | Step::Task(_) => false,
+            Step::Announce { .. } | Step::Probe { .. } | Step::Task(_) => false,
+        }
+    }
+
+    /// R6 (b): the promise is made before it is told.
+    fn asked(&mut self, now: Millis, ask: AskId, from: &HostName, request: &VouchRequest, out: &mut Vec<Output>) {
+        let ttl = vouch::asked_ttl(request.lease_ttl_ms, self.ttl);
+        let mut answer = VouchAnswer {
+            anchor: request.anchor,
+            lease_ttl_ms: request.lease_ttl_ms,
+            vouched: BTreeMap::new(),
+            refused: BTreeMap::new(),
+        };
+        for (ip, epoch) in &request.addresses {
+            let vouched = match (&ttl, self.slots.get_mut(ip)) {
+                (Err(why), _) => Err(why.clone()),
+                (_, None) => Err("it is no role address in the configuration here".to_owned()),
+                (Ok(ttl), Some(slot)) => {
+                    let has = slot.present || self.opened == Some(*ip);
+                    slot.vouch(*epoch, has, now + *ttl + Cluster::MARGIN, now)
+                }
+            };
+            match vouched {
+                Ok(()) => {
+                    self.vouched_for.insert(from.clone(), now);
+                    answer.vouched.insert(*ip, *epoch);
+                }
+                Err(why) => {
+                    answer.refused.insert(*ip, why);
+                }
+            }
+        }
+        out.push(Output::Vouch { ask, answer: Box::new(answer) });
+    }
+
+    /// R6 (c).
+    fn vouched(&mut self, by: &HostName, answer: &VouchAnswer, out: &mut Vec<Output>) {
+        // Of this life only, and asked so recently that it is still known when.
+        let Some(sent) = Some(answer.anchor.boot)
+            .filter(|boot| *boot == self.anchor.boot)
+            .and_then(|_| self.sent.when(answer.anchor))
+        else {
+            return;
+        };
+        for (ip, epoch) in &answer.vouched {
+            if let Some(slot) = self.slots.get_mut(ip) {
+                slot.vouched(by, *epoch, sent, Duration::from_millis(answer.lease_ttl_ms));
+            }
+            self.vouch_refusals.remove(&(by.clone(), *ip));
+        }
+        for (ip, why) in &answer.refused {
+            let before = self.vouch_refusals.insert((by.clone(), *ip), why.clone());
+            // Epochs pass by all the time; a refusal matters when it lasts, and is then seen in the lease.
+            if before.is_none() && self.slots.get(ip).is_some_and(|slot| slot.hold.is_some()) {
+                info(out, format!("{by} does not vouch for {}: {why}", self.named(*ip)));
+            }
+        }
+    }
+
+    /// R6 (a).
+    fn ask_if_due(&mut self, now: Millis, out: &mut Vec<Output>) {
+        if !std::mem::take(&mut self.ask_due) || self.fitness(now) == Fitness::Gone || self.is_letting_go(now) {
+            return;
+        }
+        let mut requests: BTreeMap<HostName, BTreeMap<IpAddr, Epoch>> = BTreeMap::new();
+        let mut ttl = Duration::ZERO;
+        for (ip, slot) in &mut self.slots {
+            slot.extend_alone(now, self.ttl);
+            let Some(held) = &slot.hold else { continue };
+            ttl = ttl.max(held.ttl.unwrap_or(self.ttl));
+            for granter in &held.order.granters {
+                requests.entry(granter.clone()).or_default().insert(*ip, held.order.epoch);
+            }
+        }
+        if requests.is_empty() {
+            return;
+        }
+        self.anchor.seq += 1;
+        self.sent.remember(self.anchor, now);
+        let lease_ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        for (to, addresses) in requests {
+            let request = Box::new(VouchRequest { anchor: self.anchor, lease_ttl_ms, addresses });
+            out.push(Output::Ask { to, request });
+        }
+    }
+
+    fn probed(&mut self, now: Millis, ip: IpAddr, answered_by: Option<String>, out: &mut Vec<Output>) {
+        let name = self.named(ip);
+        let Some(slot) = self.slots.get_mut(&ip) else { return };
+        let before = slot.probe.conflict.clone();
+        slot.probe.ended(now, answered_by);
+        self.report_due |= before.is_some() != slot.probe.conflict.is_some();
+        let held = slot.hold.as_ref().filter(|h| h.lease.runs(now));
+        match (&before, &slot.probe.conflict) {
+            (None, Some((mac, _))) => {
+                let then = match held {
+                    Some(held) if held.order.proof => {
+                        "it is taken all the same: nobody else may have it by the monitor's orders"
+                    }
+                    Some(_) => "it is not taken until that ends: nothing proves that the other has no right to it",
+                    None => "this host is not to have it yet",
+                };
+                error(out, format!("Somebody else, {mac}, answers for {name}; {then}"));
+            }
+            (Some((mac, since)), Some(_)) if now.since(*since) >= probe::PATIENCE && !slot.probe.alarmed => {
+                slot.probe.alarmed = true;
+                let seconds = now.since(*since).as_secs();
+                error(
+                    out,
+                    format!(
+                        "{mac} has been answering for {name} for {seconds} s. Find that machine and remove the address from it, or switch it off and use confirm_dead"
+                    ),
+                );
+            }
+            (Some((mac, _)), None) => info(out, format!("{mac} no longer answers for {name}")),
+            (Some(_), Some(_)) | (None, None) => {}
         }
     }
 
@@ -443,8 +598,20 @@ impl Core {
             if let Some(subject) = Subject::of(&step) {
                 self.under_way.insert(subject);
             }
-            if matches!(step, Step::Writable { .. }) {
-                self.opened = self.writer;
+            match &step {
+                Step::Writable { .. } => self.opened = self.writer,
+                Step::Probe { ip } => {
+                    if let Some(slot) = self.slots.get_mut(ip) {
+                        slot.probe.begun(self.now);
+                    }
+                }
+                Step::Address { .. }
+                | Step::Announce { .. }
+                | Step::Remove { .. }
+                | Step::ReadOnly
+                | Step::Follow { .. }
+                | Step::Detach
+                | Step::Task(_) => {}
             }
             out.push(Output::Do(step));
         }
@@ -464,6 +631,7 @@ impl Core {
         if now >= self.next_heartbeat {
             self.next_heartbeat = now + self.heartbeat;
             self.report_due = true;
+            self.ask_due = true;
             // A look that was never answered is not waited for.
             self.looking = false;
         }
@@ -497,6 +665,18 @@ impl Core {
             server: self.server.clone(),
             task: self.task.as_ref().map(|(task, outcome)| TaskReport { id: task.id, outcome: outcome.clone() }),
             troubles: self.failed.values().map(|(text, _)| text.clone()).collect(),
+            vouched: self
+                .vouched_for
+                .iter()
+                .map(|(host, at)| (host.clone(), now.since(*at)))
+                .filter(|(_, ago)| *ago < self.ttl)
+                .map(|(host, ago)| (host, u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)))
+                .collect(),
+            conflicts: self
+                .slots
+                .iter()
+                .filter_map(|(ip, slot)| slot.probe.conflict.as_ref().map(|(mac, _)| (*ip, mac.clone())))
+                .collect(),
             machine_boot: self.machine_boot.clone(),
             leaving: self.leaving_since.is_some(),
         })));
@@ -555,6 +735,7 @@ impl Core {
         match step {
             Step::Address { ip, .. } => format!("adding {}", self.named(*ip)),
             Step::Announce { ip } => format!("announcing {}", self.named(*ip)),
+            Step::Probe { ip } => format!("looking for somebody else with {}", self.named(*ip)),
             Step::Remove { ip, .. } => format!("removing {}", self.named(*ip)),
             Step::ReadOnly => "making the server read-only".to_owned(),
             Step::Writable { .. } => "making the server writable".to_owned(),

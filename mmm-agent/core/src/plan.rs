@@ -34,7 +34,7 @@ impl Subject {
             Step::ReadOnly => Some(Subject::ReadOnly),
             Step::Writable { .. } => Some(Subject::Writable),
             Step::Follow { .. } | Step::Detach => Some(Subject::Replication),
-            Step::Announce { .. } | Step::Task(_) => None,
+            Step::Announce { .. } | Step::Probe { .. } | Step::Task(_) => None,
         }
     }
 }
@@ -70,6 +70,7 @@ impl Situation<'_> {
     /// Steps in order; the ones that give something up come first.
     pub(crate) fn plan(&self) -> Vec<Step> {
         let mut steps: Vec<Step> = self.slots.iter().filter_map(|(ip, slot)| self.remove(*ip, slot)).collect();
+        steps.extend(self.slots.iter().filter_map(|(ip, slot)| self.probe(*ip, slot)));
         steps.extend(self.read_only());
         steps.extend(self.writable());
         steps.extend(self.slots.iter().filter_map(|(ip, slot)| self.address(*ip, slot)));
@@ -139,7 +140,14 @@ impl Situation<'_> {
             slot.may_add(self.now) && self.fitness == Fitness::Good && self.is_open_for(&held.order)
         };
         let lifetime_s = u32::try_from(whole_seconds).unwrap_or(u32::MAX);
-        wanted.then_some(Step::Address { ip, lifetime_s })
+        wanted.then_some(Step::Address { ip, lifetime_s, until: end })
+    }
+
+    fn probe(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
+        self.right(slot)?;
+        slot.next_probe(self.now)
+            .filter(|at| *at <= self.now && self.fitness != Fitness::Unclear)
+            .map(|_| Step::Probe { ip })
     }
 
     fn is_open_for(&self, order: &Hold) -> bool {

@@ -8,6 +8,7 @@ use mmm_common::ids::Millis;
 use mmm_common::order::{AddressOrder, Hold, Order, ReplicationOrder, Task, Work};
 use mmm_common::report::{Life, ReplicationReport, Report, ServerReport, TaskOutcome, Writing};
 use mmm_common::state::{HostMode, HostState, RoleMode};
+use mmm_common::vouch::{VouchAnswer, VouchRequest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -23,6 +24,9 @@ struct Agent {
     /// Everything that came out, in order, in short words.
     log: Vec<String>,
     reports: Vec<Report>,
+    asked: Option<VouchRequest>,
+    probes: Vec<IpAddr>,
+    vouches: Vec<VouchAnswer>,
     saved: Option<Saved>,
     /// What address steps answer.
     kernel_fails: bool,
@@ -90,6 +94,9 @@ impl Agent {
             kernel: BTreeMap::new(),
             log: vec![],
             reports: vec![],
+            asked: None,
+            probes: vec![],
+            vouches: vec![],
             saved: None,
             kernel_fails: false,
         };
@@ -117,12 +124,14 @@ impl Agent {
                         self.log.push("report".into());
                         self.reports.push(*report);
                     }
+                    Output::Ask { request, .. } => self.asked = Some(*request),
+                    Output::Vouch { answer, .. } => self.vouches.push(*answer),
                     Output::Audit(_) => {}
                     Output::Exit => self.log.push("exit".into()),
                     Output::Do(step) => {
                         let result = if self.kernel_fails { Err("no such device".to_owned()) } else { Ok(()) };
                         match &step {
-                            Step::Address { ip, lifetime_s } => {
+                            Step::Address { ip, lifetime_s, .. } => {
                                 self.log.push(format!("add {ip} {lifetime_s}s"));
                                 if result.is_ok() {
                                     self.kernel.insert(*ip, *lifetime_s);
@@ -137,6 +146,7 @@ impl Agent {
                                 }
                                 inputs.push(Input::Done { step, result });
                             }
+                            Step::Probe { ip } => self.probes.push(*ip),
                             Step::Announce { ip } => self.log.push(format!("announce {ip}")),
                             Step::ReadOnly => self.log.push("read-only".into()),
                             Step::Writable { .. } => self.log.push("writable".into()),

@@ -1,0 +1,102 @@
+//! Does somebody else answer for an address that this host is to take (safety.md, guards, 3)?
+//!
+//! With proof that nobody else may have it, the address is taken all the same, loudly: it is the other one that is wrong.
+//! Without, taking waits until nobody answers any more. It must never make a proved take wait.
+
+use crate::accept::Slot;
+use mmm_common::ids::Millis;
+use std::time::Duration;
+
+/// So old an answer is good enough to take an address without proof.
+const FRESH: Duration = Duration::from_secs(1);
+/// While a take waits for it, it is asked this often.
+const AGAIN: Duration = Duration::from_millis(500);
+/// A conflict about an address that was taken all the same is looked at this often.
+const WATCH: Duration = Duration::from_secs(5);
+/// After this long with somebody else's answers an operator is called.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// A probe that was never answered by the shell is not waited for.
+const LOST: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Probe {
+    /// When the one under way was begun.
+    asked: Option<Millis>,
+    /// When the last one ended.
+    pub(crate) answered: Option<Millis>,
+    /// Somebody else's MAC address, and since when.
+    pub(crate) conflict: Option<(String, Millis)>,
+    /// The operator has been called.
+    pub(crate) alarmed: bool,
+}
+
+impl Probe {
+    pub(crate) fn begun(&mut self, now: Millis) {
+        self.asked = Some(now);
+    }
+
+    pub(crate) fn ended(&mut self, now: Millis, answered_by: Option<String>) {
+        self.asked = None;
+        self.answered = Some(now);
+        self.conflict = answered_by.map(|mac| {
+            let since = self.conflict.as_ref().map_or(now, |(_, since)| *since);
+            (mac, since)
+        });
+        self.alarmed &= self.conflict.is_some();
+    }
+
+    /// Nobody else answered, a moment ago.
+    pub(crate) fn is_clear(&self, now: Millis) -> bool {
+        self.conflict.is_none() && self.answered.is_some_and(|at| now.since(at) <= FRESH)
+    }
+
+    fn is_under_way(&self, now: Millis) -> bool {
+        self.asked.is_some_and(|at| now.since(at) < LOST)
+    }
+}
+
+impl Slot {
+    /// When the next probe is due; None: there is nothing to find out.
+    pub(crate) fn next_probe(&self, now: Millis) -> Option<Millis> {
+        let held = self.hold.as_ref().filter(|h| h.lease.runs(now))?;
+        if self.probe.is_under_way(now) {
+            return None;
+        }
+        let last = self.probe.answered;
+        if self.present {
+            return self.probe.conflict.as_ref().and(last).map(|at| at + WATCH);
+        }
+        if held.order.proof {
+            // Once, to be able to say so.
+            return last.is_none_or(|at| now.since(at) > FRESH).then_some(now);
+        }
+        let may_soon = (self.vouched_until - AGAIN).max(now);
+        Some(last.map_or(may_soon, |at| (at + AGAIN).max(may_soon)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_clear_only_when_a_fresh_answer_says_so() {
+        let mut p = Probe::default();
+        assert!(!p.is_clear(Millis(0)), "nothing is known before it was asked");
+        p.begun(Millis(0));
+        assert!(!p.is_clear(Millis(50)));
+        p.ended(Millis(100), None);
+        assert!(p.is_clear(Millis(1_100)) && !p.is_clear(Millis(1_101)));
+    }
+
+    #[test]
+    fn a_conflict_stands_from_its_first_answer_until_one_without() {
+        let mut p = Probe::default();
+        p.ended(Millis(100), Some("aa".into()));
+        p.ended(Millis(600), Some("bb".into()));
+        assert_eq!(p.conflict, Some(("bb".into(), Millis(100))));
+        assert!(!p.is_clear(Millis(600)));
+        p.ended(Millis(1_100), None);
+        assert!(p.is_clear(Millis(1_100)));
+    }
+}
