@@ -13,6 +13,7 @@ mod disk;
 mod monitor_link;
 mod mysql;
 mod netlink;
+mod probe;
 mod runtime;
 mod sockets;
 #[cfg(test)]
@@ -161,6 +162,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     let (changes, kernel) = mpsc::unbounded_channel();
     netlink::watch(&host.cluster_interface, roles.clone(), changes)?;
     let (inputs, database) = mpsc::unbounded_channel();
+    let prober = probe::Prober::new(addresses.clone(), inputs.clone());
     let server = mysql::Database::start(Arc::clone(config), inputs);
     let myself = monitor_link::Myself { host: config.this.clone(), boot };
     let (link, monitor) = monitor_link::MonitorLink::start(SocketAddr::new(host.ip, host.agent_port), myself);
@@ -176,6 +178,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
         disk,
         roles,
         announcer: arp::Announcer::new(addresses.clone()),
+        prober,
         refusing: Default::default(),
         addresses,
         link,

@@ -290,6 +290,8 @@ fn check_hello(line: &str, myself: &Myself) -> Result<(), String> {
             myself.host
         )),
         Ok(ToAgent::Order(_)) => Err("an order came before the hello".to_owned()),
+        Ok(ToAgent::PeerHello { from, .. }) => Err(format!("'{from}' cannot be vouched for here")),
+        Ok(ToAgent::Vouch(_)) => Err("a request to vouch came before the hello".to_owned()),
         Err(e) => Err(format!("the first line is no hello ({e}): {}", shortened(line))),
     }
 }
@@ -416,7 +418,7 @@ mod tests {
     use std::collections::BTreeMap;
     use tokio::io::{AsyncBufReadExt, BufReader};
 
-    const HELLO: &str = r#"{"message":"hello","protocol":1,"host":"db1"}"#;
+    const HELLO: &str = r#"{"message":"hello","protocol":2,"host":"db1"}"#;
 
     fn start() -> (SocketAddr, MonitorLink, mpsc::Receiver<Input>) {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -483,6 +485,8 @@ mod tests {
             server: ServerReport::unknown("test"),
             task: None,
             troubles,
+            vouched: BTreeMap::new(),
+            conflicts: BTreeMap::new(),
             machine_boot: "m".to_owned(),
             leaving: false,
         })
@@ -515,7 +519,7 @@ mod tests {
         let first_order = wire::to_line(&ToAgent::Order(order(1))).unwrap();
         let cases = [
             (r#"{"message":"hello","protocol":99,"new":"words"}"#, "protocol 99, this agent"),
-            (r#"{"message":"hello","protocol":1,"host":"db2"}"#, "wants host 'db2', but this is the agent of 'db1'"),
+            (r#"{"message":"hello","protocol":2,"host":"db2"}"#, "wants host 'db2', but this is the agent of 'db1'"),
             ("GET / HTTP/1.1", "the first line is no hello"),
             ("\u{0}\u{1}{{{{", "the first line is no hello"),
             (first_order.trim(), "an order came before the hello"),

@@ -9,6 +9,7 @@ use crate::clock::{self, Alarm};
 use crate::disk::Disk;
 use crate::monitor_link::MonitorLink;
 use crate::netlink::{Addresses, Change};
+use crate::probe::Prober;
 use crate::sockets;
 use crate::turn_away::{Refusing, TurnAway};
 use anyhow::{Context, bail};
@@ -87,6 +88,7 @@ pub(crate) struct Runtime<C, D> {
     pub(crate) roles: BTreeSet<IpAddr>,
     pub(crate) addresses: Addresses,
     pub(crate) announcer: Announcer,
+    pub(crate) prober: Prober,
     /// Addresses that were here a moment ago.
     pub(crate) refusing: BTreeMap<IpAddr, Refusing>,
     pub(crate) link: MonitorLink,
@@ -237,6 +239,8 @@ impl<C: Decide, D: Save> Runtime<C, D> {
                     }
                     Output::LookUp { asked } => inputs.push_back(self.look_up(asked).await),
                     Output::Send(report) => self.link.send(report),
+                    Output::Ask { to, .. } => tracing::debug!("{to} cannot be asked"),
+                    Output::Vouch { ask, .. } => tracing::debug!(?ask, "nobody to answer"),
                     Output::Do(step) => inputs.extend(self.carry_out(step).await),
                     Output::Audit(audit) => log(audit),
                     Output::Exit => return Ok(true),
@@ -257,9 +261,10 @@ impl<C: Decide, D: Save> Runtime<C, D> {
     /// Does an address step now and gives its result; hands a server step on, whose result comes later.
     async fn carry_out(&mut self, step: Step) -> Option<Input> {
         let result = match step {
-            Step::Address { ip, lifetime_s } => {
-                self.refusing.remove(&ip);
-                self.addresses.add(ip, lifetime_s).await.map_err(|e| e.to_string())
+            Step::Address { ip, lifetime_s, until } => self.add(ip, lifetime_s, until).await,
+            Step::Probe { ip } => {
+                self.prober.probe(ip);
+                return None;
             }
             Step::Announce { ip } => self.announcer.announce(ip).await,
             Step::Remove { ip, turn_away } => self.remove(ip, turn_away).await,
@@ -269,6 +274,24 @@ impl<C: Decide, D: Save> Runtime<C, D> {
             }
         };
         Some(Input::Done { step, result })
+    }
+
+    /// This process may have been stopped between the core's decision and here, and here too: what the kernel was given
+    /// then would outlive the lease.
+    async fn add(&mut self, ip: IpAddr, lifetime_s: u32, until: Millis) -> Result<(), String> {
+        if clock::now() >= until {
+            return Err("the lease has ended before the address could be added".to_owned());
+        }
+        self.refusing.remove(&ip);
+        let added = self.addresses.add(ip, lifetime_s).await;
+        if clock::now() >= until {
+            let why = "the lease ended while the address was being added";
+            return match self.remove(ip, false).await {
+                Ok(()) => Err(why.to_owned()),
+                Err(e) => Err(format!("{why}, and it could not be removed: {e}")),
+            };
+        }
+        added.map_err(|e| e.to_string())
     }
 
     /// The connections go first, while the kernel can still send their resets. That they could not be ended is a
@@ -436,6 +459,7 @@ mod tests {
             disk: NoDisk,
             roles: BTreeSet::from([role()]),
             announcer: Announcer::new(addresses.clone()),
+            prober: Prober::new(addresses.clone(), wires.database.clone()),
             refusing: BTreeMap::new(),
             addresses,
             link,
@@ -459,7 +483,7 @@ mod tests {
     fn answers_go_in_before_what_waits_outside_and_outputs_are_done_in_order() {
         let Some(hosts) = TwoHosts::new() else { return };
         hosts.on_here(async || {
-            let add = Step::Address { ip: role(), lifetime_s: 60 };
+            let add = Step::Address { ip: role(), lifetime_s: 60, until: clock::now() + Duration::from_secs(60) };
             let first = add.clone();
             let (runtime, wires) = runtime(move |input| match input {
                 Input::KernelChanged => {
@@ -490,7 +514,7 @@ mod tests {
         let Some(hosts) = TwoHosts::new() else { return };
         hosts.on_here(async || {
             let (runtime, wires) = runtime(|_| {
-                let add = Step::Address { ip: role(), lifetime_s: 60 };
+                let add = Step::Address { ip: role(), lifetime_s: 60, until: clock::now() + Duration::from_secs(60) };
                 vec![Output::Persist(Saved::default()), Output::Do(add), Output::Do(Step::Detach)]
             });
             let end = format!("{:#}", runtime.run().await.unwrap_err());

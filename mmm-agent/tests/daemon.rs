@@ -218,7 +218,7 @@ impl Monitor {
     fn report(&mut self) -> Report {
         match self.hear() {
             FromAgent::Report(report) => *report,
-            other @ (FromAgent::Hello { .. } | FromAgent::Refused { .. }) => panic!("{other:?}"),
+            other @ (FromAgent::Hello { .. } | FromAgent::Vouch(_) | FromAgent::Refused { .. }) => panic!("{other:?}"),
         }
     }
 

@@ -88,7 +88,7 @@ impl Worker {
             }
             Step::Task(task) => self.start_task(task),
             Step::Writable { .. } | Step::Follow { .. } | Step::Detach => self.waiting.push_back(step),
-            Step::Address { .. } | Step::Announce { .. } | Step::Remove { .. } => {
+            Step::Address { .. } | Step::Probe { .. } | Step::Announce { .. } | Step::Remove { .. } => {
                 let why = "address steps are not for the database's worker".to_owned();
                 self.tell(Input::Done { step, result: Err(why) });
             }
@@ -119,7 +119,11 @@ impl Worker {
                 Step::Writable { until } => read_only::off(&context, Some(*until)).await,
                 Step::Follow { host } => follow::follow(&context, host).await,
                 Step::Detach => follow::detach(&context).await,
-                Step::Task(_) | Step::Address { .. } | Step::Announce { .. } | Step::Remove { .. } => Ok(()),
+                Step::Task(_)
+                | Step::Address { .. }
+                | Step::Probe { .. }
+                | Step::Announce { .. }
+                | Step::Remove { .. } => Ok(()),
             };
             // Opening was read back on its own login: the address need not wait for the watcher. Everything else is
             // looked at first, so that the core plans on what is true.
