@@ -139,4 +139,6 @@ pub struct Agent {
     pub this: HostName,
     pub state_path: PathBuf,
     pub mysql_socket: Option<PathBuf>,
+    /// Held open and fed while this host may be writing; None: no such guard.
+    pub watchdog_device: Option<PathBuf>,
 }

@@ -204,6 +204,7 @@ fn an_agents_configuration_with_its_defaults() {
     assert_eq!(agent.this, HostName::from("db1"));
     assert_eq!(agent.state_path, Path::new("/var/lib/mysql-mmm/mmm_agentd.state"));
     assert_eq!(agent.mysql_socket, None);
+    assert_eq!(agent.watchdog_device, None);
     for (name, host) in &agent.cluster.hosts {
         // No agent needs another host's login.
         let password = if *name == agent.this { "SeCrEt-agent" } else { "" };
@@ -257,12 +258,14 @@ fn every_option_is_taken_over() {
         mysql_port = 2
         "#;
     let mon = with(&with(MON, "[monitor]", monitor), "\"192.168.0.1\"", "\"192.168.0.1\", \"::1\"") + sections;
-    let agent = AGENT.to_owned() + "[agent]\nstate_path = \"/tmp/state\"\nmysql_socket = \"/run/s\"\n";
+    let agent = AGENT.to_owned()
+        + "[agent]\nstate_path = \"/tmp/state\"\nmysql_socket = \"/run/s\"\nwatchdog_device = \"/dev/w\"\n";
     let folder = Folder::with(&[("mmm_mon.toml", &mon), ("mmm_common.toml", &common), ("mmm_agent.toml", &agent)]);
 
     let agent = folder.agent("mmm_agent.toml");
     assert_eq!(agent.state_path, Path::new("/tmp/state"));
     assert_eq!(agent.mysql_socket, Some(PathBuf::from("/run/s")));
+    assert_eq!(agent.watchdog_device, Some(PathBuf::from("/dev/w")));
 
     let monitor = folder.monitor("mmm_mon.toml");
     let ms = Duration::from_millis;
@@ -755,7 +758,6 @@ fn features_of_later_versions() {
     let agent = AGENT.to_owned()
         + r#"
         [agent]
-        watchdog_device = "/dev/watchdog"
         mysql_start_command = "x"
         mysql_stop_command = "x"
         mysql_pid_file = "x"
@@ -764,11 +766,10 @@ fn features_of_later_versions() {
     check(
         &[("mmm_agent.toml", &agent), ("mmm_common.toml", &common)],
         r#"
-        mmm_agent.toml:6: watchdog_device = "/dev/watchdog" is not supported by this version yet: leave the option out, or at ""
-        mmm_agent.toml:7: mysql_start_command = "x" is not supported by this version yet: leave the option out, or at ""
-        mmm_agent.toml:8: mysql_stop_command = "x" is not supported by this version yet: leave the option out, or at ""
-        mmm_agent.toml:9: mysql_pid_file = "x" is not supported by this version yet: leave the option out, or at ""
-        mmm_agent.toml:10: datadir = "x" is not supported by this version yet: leave the option out, or at ""
+        mmm_agent.toml:6: mysql_start_command = "x" is not supported by this version yet: leave the option out, or at ""
+        mmm_agent.toml:7: mysql_stop_command = "x" is not supported by this version yet: leave the option out, or at ""
+        mmm_agent.toml:8: mysql_pid_file = "x" is not supported by this version yet: leave the option out, or at ""
+        mmm_agent.toml:9: datadir = "x" is not supported by this version yet: leave the option out, or at ""
         mmm_common.toml:1: require_semisync = true is not supported by this version yet: leave the option out, or at false
         mmm_common.toml:2: semisync_slaves = true is not supported by this version yet: leave the option out, or at false
         mmm_common.toml:3: auto_reclone = true is not supported by this version yet: leave the option out, or at false
@@ -776,7 +777,7 @@ fn features_of_later_versions() {
     );
     // At their defaults they may stand there.
     let common = common.replace("= true", "= false").replace("kill", "fence");
-    let agent = agent.replace("/dev/watchdog", "").replace("\"x\"", "\"\"");
+    let agent = agent.replace("\"x\"", "\"\"");
     check(&[("mmm_agent.toml", &agent), ("mmm_common.toml", &common)], "");
 }
 

@@ -351,7 +351,13 @@ impl World {
         let now = Millis(self.now);
         let mut cluster = self.config.cluster.clone();
         cluster.lease_ttl = self.agents_lease_ttl.unwrap_or(cluster.lease_ttl);
-        let config = AgentConfig { cluster, this: name.clone(), state_path: "/dev/null".into(), mysql_socket: None };
+        let config = AgentConfig {
+            cluster,
+            this: name.clone(),
+            state_path: "/dev/null".into(),
+            mysql_socket: None,
+            watchdog_device: None,
+        };
         let Some(host) = self.hosts.get_mut(name) else { return };
         host.boots += 1;
         let boot = Boot(host.boots);

@@ -78,6 +78,7 @@ fn config() -> Config {
         this: "db1".into(),
         state_path: "/dev/null".into(),
         mysql_socket: None,
+        watchdog_device: None,
     }
 }
 

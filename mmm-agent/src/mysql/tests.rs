@@ -100,6 +100,7 @@ fn config(this: &str, db1: u16, db2: u16) -> Agent {
         this: this.into(),
         state_path: PathBuf::new(),
         mysql_socket: None,
+        watchdog_device: None,
     }
 }
 

@@ -148,7 +148,7 @@ options! {
     // [agent]
     STATE_PATH: PathBuf = "state_path", absolute_path, Text("/var/lib/mysql-mmm/mmm_agentd.state");
     MYSQL_SOCKET: Option<PathBuf> = "mysql_socket", path_or_none, Text("");
-    WATCHDOG_DEVICE: () = "watchdog_device", text_not_yet, Text("");
+    WATCHDOG_DEVICE: Option<PathBuf> = "watchdog_device", path_or_none, Text("");
     MYSQL_START_COMMAND: () = "mysql_start_command", text_not_yet, Text("");
     MYSQL_STOP_COMMAND: () = "mysql_stop_command", text_not_yet, Text("");
     MYSQL_PID_FILE: () = "mysql_pid_file", text_not_yet, Text("");

@@ -180,6 +180,7 @@ impl Draft {
             this: self.need(&top(), &opt::THIS),
             state_path: self.need(&here, &opt::STATE_PATH),
             mysql_socket: self.need(&here, &opt::MYSQL_SOCKET),
+            watchdog_device: self.need(&here, &opt::WATCHDOG_DEVICE),
         }
     }
 
