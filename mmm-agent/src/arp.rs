@@ -7,17 +7,19 @@
 
 use crate::netlink::{Addresses, Link};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
-use pnet_datalink::{Channel, ChannelType, Config, DataLinkSender, MacAddr, NetworkInterface};
+use pnet_datalink::{Channel, ChannelType, Config, DataLinkReceiver, DataLinkSender, MacAddr, NetworkInterface};
 use pnet_packet::arp::{ArpHardwareTypes, ArpOperation, ArpOperations, MutableArpPacket};
 use pnet_packet::ethernet::{EtherType, EtherTypes, MutableEthernetPacket};
-use pnet_packet::icmpv6::ndp::{MutableNdpOptionPacket, MutableNeighborAdvertPacket, NdpOptionTypes};
-use pnet_packet::icmpv6::{Icmpv6Packet, Icmpv6Types};
+use pnet_packet::icmpv6::ndp::{
+    MutableNdpOptionPacket, MutableNeighborAdvertPacket, MutableNeighborSolicitPacket, NdpOptionTypes,
+};
+use pnet_packet::icmpv6::{Icmpv6Packet, Icmpv6Types, MutableIcmpv6Packet};
 use pnet_packet::ip::IpNextHeaderProtocols;
 use pnet_packet::ipv6::MutableIpv6Packet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::AbortHandle;
@@ -104,7 +106,9 @@ impl Mouth {
         }
         let mac = MacAddr::from(mac);
         let frames = match ip {
-            IpAddr::V4(ip) => vec![arp(mac, ip, ArpOperations::Request), arp(mac, ip, ArpOperations::Reply)],
+            IpAddr::V4(ip) => {
+                vec![announcement(mac, ip, ArpOperations::Request), announcement(mac, ip, ArpOperations::Reply)]
+            }
             IpAddr::V6(ip) => vec![advertisement(mac, ip)],
         };
         let mut wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
@@ -128,26 +132,39 @@ impl Wire {
         // receives none, so a busy host does not pay for it with a copy of every packet. Not inherited over exec.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = nix::sys::socket::socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
-        let interface = NetworkInterface {
-            name: name.to_owned(),
-            description: String::new(),
-            index: link.index,
-            mac: link.mac.map(MacAddr::from),
-            ips: Vec::new(),
-            flags: 0,
-        };
-        let config = Config {
-            channel_type: ChannelType::Layer3(0),
-            promiscuous: false,
-            // A queue that is full now loses this frame; the repeats are there for that.
-            write_timeout: Some(Duration::ZERO),
-            socket_fd: Some(socket.into_raw_fd()),
-            ..Config::default()
-        };
-        match pnet_datalink::channel(&interface, config)? {
-            Channel::Ethernet(sender, _) => Ok(Wire { link, sender }),
-            _ => Err(io::Error::other("not an Ethernet channel")),
-        }
+        let (sender, _) = on_interface(name, link, socket, 0, Duration::ZERO)?;
+        Ok(Wire { link, sender })
+    }
+}
+
+/// Binds a raw packet socket to the interface. It sends whole frames, and receives those of this protocol (0: none).
+pub(crate) fn on_interface(
+    name: &str,
+    link: Link,
+    socket: OwnedFd,
+    protocol: u16,
+    read_timeout: Duration,
+) -> io::Result<(Box<dyn DataLinkSender>, Box<dyn DataLinkReceiver>)> {
+    let interface = NetworkInterface {
+        name: name.to_owned(),
+        description: String::new(),
+        index: link.index,
+        mac: link.mac.map(MacAddr::from),
+        ips: Vec::new(),
+        flags: 0,
+    };
+    let config = Config {
+        channel_type: ChannelType::Layer3(protocol),
+        promiscuous: false,
+        read_timeout: Some(read_timeout),
+        // A queue that is full now loses this frame, which is asked or said more than once for that.
+        write_timeout: Some(Duration::ZERO),
+        socket_fd: Some(socket.into_raw_fd()),
+        ..Config::default()
+    };
+    match pnet_datalink::channel(&interface, config)? {
+        Channel::Ethernet(sender, receiver) => Ok((sender, receiver)),
+        _ => Err(io::Error::other("not an Ethernet channel")),
     }
 }
 
@@ -167,7 +184,18 @@ fn frame(source: MacAddr, destination: MacAddr, kind: EtherType, payload: &[u8])
 
 /// RFC 5227 section 3 (the request form) and RFC 826 (a reply that nobody asked for): sender and target are the
 /// address itself. Some neighbours believe only the one, some only the other.
-fn arp(mac: MacAddr, ip: Ipv4Addr, operation: ArpOperation) -> Vec<u8> {
+pub(crate) fn announcement(mac: MacAddr, ip: Ipv4Addr, operation: ArpOperation) -> Vec<u8> {
+    let target_mac = if operation == ArpOperations::Reply { mac } else { MacAddr::zero() };
+    arp(operation, (mac, ip), (target_mac, ip))
+}
+
+/// RFC 5227 section 2.1.1: who has the address? Names nobody as the asker, so no neighbour learns anything from it.
+pub(crate) fn arp_probe(mac: MacAddr, ip: Ipv4Addr) -> Vec<u8> {
+    arp(ArpOperations::Request, (mac, Ipv4Addr::UNSPECIFIED), (MacAddr::zero(), ip))
+}
+
+/// To everybody on the wire.
+fn arp(operation: ArpOperation, sender: (MacAddr, Ipv4Addr), target: (MacAddr, Ipv4Addr)) -> Vec<u8> {
     let mut bytes = [0u8; 28];
     if let Some(mut arp) = MutableArpPacket::new(&mut bytes) {
         arp.set_hardware_type(ArpHardwareTypes::Ethernet);
@@ -175,50 +203,68 @@ fn arp(mac: MacAddr, ip: Ipv4Addr, operation: ArpOperation) -> Vec<u8> {
         arp.set_hw_addr_len(6);
         arp.set_proto_addr_len(4);
         arp.set_operation(operation);
-        arp.set_sender_hw_addr(mac);
-        arp.set_sender_proto_addr(ip);
-        arp.set_target_hw_addr(if operation == ArpOperations::Reply { mac } else { MacAddr::zero() });
-        arp.set_target_proto_addr(ip);
+        arp.set_sender_hw_addr(sender.0);
+        arp.set_sender_proto_addr(sender.1);
+        arp.set_target_hw_addr(target.0);
+        arp.set_target_proto_addr(target.1);
     }
-    frame(mac, MacAddr::broadcast(), EtherTypes::Arp, &bytes)
+    frame(sender.0, MacAddr::broadcast(), EtherTypes::Arp, &bytes)
 }
 
 /// RFC 4861 section 7.2.6: to all nodes, override flag set, with the target link-layer address option.
-fn advertisement(mac: MacAddr, ip: Ipv6Addr) -> Vec<u8> {
+pub(crate) fn advertisement(mac: MacAddr, ip: Ipv6Addr) -> Vec<u8> {
     const OVERRIDE: u8 = 0x20;
-    const IPV6: usize = 40;
-    const LENGTH: usize = 32;
     let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-    let mut option = [0u8; 8];
-    if let Some(mut o) = MutableNdpOptionPacket::new(&mut option) {
+    let mut advert = [0u8; 32];
+    if let Some(mut a) = MutableNeighborAdvertPacket::new(&mut advert) {
+        a.set_icmpv6_type(Icmpv6Types::NeighborAdvert);
+        a.set_flags(OVERRIDE);
+        a.set_target_addr(ip);
+    }
+    let option = &mut advert[24..];
+    if let Some(mut o) = MutableNdpOptionPacket::new(option) {
         o.set_option_type(NdpOptionTypes::TargetLLAddr);
         // In units of 8 bytes.
         o.set_length(1);
     }
     option[2..].copy_from_slice(&<[u8; 6]>::from(mac));
+    icmpv6(mac, ip, all_nodes, &mut advert)
+}
 
-    let mut packet = [0u8; IPV6 + LENGTH];
-    if let Some(mut advert) = MutableNeighborAdvertPacket::new(&mut packet[IPV6..]) {
-        advert.set_icmpv6_type(Icmpv6Types::NeighborAdvert);
-        advert.set_flags(OVERRIDE);
-        advert.set_target_addr(ip);
+/// RFC 4862 section 5.4.2: who has the address? From no address, so no neighbour learns anything from it.
+pub(crate) fn solicitation(mac: MacAddr, ip: Ipv6Addr) -> Vec<u8> {
+    let [.., x, y] = ip.segments();
+    let solicited_node = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | (x & 0xff), y);
+    let mut solicit = [0u8; 24];
+    if let Some(mut s) = MutableNeighborSolicitPacket::new(&mut solicit) {
+        s.set_icmpv6_type(Icmpv6Types::NeighborSolicit);
+        s.set_target_addr(ip);
     }
-    packet[IPV6 + 24..].copy_from_slice(&option);
-    let sum = Icmpv6Packet::new(&packet[IPV6..]).map(|p| pnet_packet::icmpv6::checksum(&p, &ip, &all_nodes));
-    if let (Some(sum), Some(mut advert)) = (sum, MutableNeighborAdvertPacket::new(&mut packet[IPV6..])) {
-        advert.set_checksum(sum);
+    icmpv6(mac, Ipv6Addr::UNSPECIFIED, solicited_node, &mut solicit)
+}
+
+/// To a multicast address. Fills in the message's checksum.
+fn icmpv6(mac: MacAddr, source: Ipv6Addr, destination: Ipv6Addr, message: &mut [u8]) -> Vec<u8> {
+    const IPV6: usize = 40;
+    let sum = Icmpv6Packet::new(message).map(|p| pnet_packet::icmpv6::checksum(&p, &source, &destination));
+    if let (Some(sum), Some(mut m)) = (sum, MutableIcmpv6Packet::new(message)) {
+        m.set_checksum(sum);
     }
+    let mut packet = vec![0; IPV6 + message.len()];
     if let Some(mut header) = MutableIpv6Packet::new(&mut packet) {
         header.set_version(6);
-        header.set_payload_length(LENGTH as u16);
+        header.set_payload_length(message.len() as u16);
         header.set_next_header(IpNextHeaderProtocols::Icmpv6);
         // Neighbours drop anything that has passed a router.
         header.set_hop_limit(255);
-        header.set_source(ip);
-        header.set_destination(all_nodes);
+        header.set_source(source);
+        header.set_destination(destination);
     }
-    frame(mac, MacAddr::new(0x33, 0x33, 0, 0, 0, 1), EtherTypes::Ipv6, &packet)
+    packet[IPV6..].copy_from_slice(message);
+    // RFC 2464 section 7.
+    let [.., a, b, c, d] = destination.octets();
+    frame(mac, MacAddr::new(0x33, 0x33, a, b, c, d), EtherTypes::Ipv6, &packet)
 }
 
 #[cfg(test)]
