@@ -36,6 +36,9 @@ pub struct AddressReport {
     pub present: bool,
     /// The server may still be written to because of it (R13).
     pub open: bool,
+    /// For how many milliseconds from now on this agent has promised not to take it without proof: as long, another host
+    /// for which it has vouched may go on with it (R6).
+    pub promised_ms: u64,
 }
 
 impl AddressReport {

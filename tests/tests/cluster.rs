@@ -243,6 +243,10 @@ fn a_monitor_that_forgot_everything_gives_no_address_to_two() {
     let mut w = cluster();
     w.stop_monitor();
     w.forget_status();
+    for host in ["db1", "db2", "db3"] {
+        w.crash_host(host);
+        w.boot_host(host);
+    }
     w.start_monitor();
     w.run(10_000);
     assert_eq!(state_of(&mut w, "db1"), "AWAITING_RECOVERY", "{}", told(&w));

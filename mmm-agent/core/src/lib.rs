@@ -9,6 +9,8 @@
 
 mod accept;
 pub mod io;
+#[cfg(feature = "model")]
+pub mod model;
 mod plan;
 mod probe;
 #[cfg(test)]
@@ -249,7 +251,7 @@ impl Core {
             return false;
         }
         let ttl = self.ttl.min(Duration::from_millis(order.lease_ttl_ms));
-        let sent = of_this_life.then(|| self.sent.when(order.answers)).flatten();
+        let sent = self.sent.when(order.answers, self.anchor.boot);
         let mut new = false;
         for (ip, order) in order.addresses {
             let Some(slot) = self.slots.get_mut(&ip) else { continue };
@@ -456,12 +458,7 @@ impl Core {
     /// R6 (c).
     fn vouched(&mut self, by: &HostName, answer: &VouchAnswer, out: &mut Vec<Output>) {
         // Of this life only, and asked so recently that it is still known when.
-        let Some(sent) = Some(answer.anchor.boot)
-            .filter(|boot| *boot == self.anchor.boot)
-            .and_then(|_| self.sent.when(answer.anchor))
-        else {
-            return;
-        };
+        let Some(sent) = self.sent.when(answer.anchor, self.anchor.boot) else { return };
         for (ip, epoch) in &answer.vouched {
             if let Some(slot) = self.slots.get_mut(ip) {
                 slot.vouched(by, *epoch, sent, Duration::from_millis(answer.lease_ttl_ms));
@@ -656,7 +653,8 @@ impl Core {
                 // R13: a release is not told before the server has been read back as closed.
                 let unclear = !self.looked_at_server || matches!(self.server.life, Life::Alive);
                 let open = self.opened == Some(*ip) && unclear;
-                (*ip, AddressReport { seen: slot.seen, present: slot.present, open })
+                let promised_ms = slot.vouched_until.0.saturating_sub(now.0);
+                (*ip, AddressReport { seen: slot.seen, present: slot.present, open, promised_ms })
             })
             .collect();
         out.push(Output::Send(Box::new(Report {

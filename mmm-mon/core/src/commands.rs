@@ -308,8 +308,24 @@ impl Core {
             for trouble in host.facts.report.iter().flat_map(|r| &r.troubles) {
                 warnings.push(format!("Warning: host {name}: {trouble}"));
             }
+            for (ip, mac) in host.facts.report.iter().flat_map(|r| &r.conflicts) {
+                warnings.push(format!("Warning: host {name}: somebody else, {mac}, answers for {ip}"));
+            }
         }
         warnings.extend(self.remarks.values().map(|text| format!("Warning: {text}")));
+        for (ip, slot) in &self.slots {
+            let (Some(holder), Some(granters)) = (&slot.state.holder, slot.settled_granters()) else { continue };
+            let hosts = self.config.cluster.roles.get(&slot.state.role).map(|r| r.hosts.as_slice()).unwrap_or_default();
+            let left_out: Vec<&str> =
+                hosts.iter().filter(|h| *h != holder && !granters.contains(*h)).map(HostName::as_str).collect();
+            if !left_out.is_empty() {
+                let who = left_out.join(", ");
+                warnings.push(format!(
+                    "Warning: {}: {who} is offline and could not take over from {holder} if that died silently",
+                    self.address_name(*ip)
+                ));
+            }
+        }
         if self.hosts.values().all(|h| h.status.state == HostState::AwaitingRecovery && h.status.down.is_none()) {
             warnings.push("No host is ONLINE yet: use set_online <host> to bring the cluster up".to_owned());
         }

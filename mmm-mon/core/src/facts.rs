@@ -117,6 +117,16 @@ impl HostFacts {
         self.report = Some(report);
     }
 
+    /// A peer sees the host at work while the monitor cannot reach it: what fails is the monitor's way there, and its
+    /// failed checks say nothing (lessons.md 18). They count again for trap_period after the last such moment.
+    pub(crate) fn excuse(&mut self, now: Millis) {
+        for kind in [CheckKind::Ping, CheckKind::Mysql] {
+            if let Some(fact) = self.checks.get_mut(&kind).filter(|fact| fact.verdict == Verdict::Good) {
+                fact.last_good = now;
+            }
+        }
+    }
+
     /// Turns results into verdicts. Call after every input, whatever it was: time alone changes verdicts.
     pub(crate) fn judge(&mut self, now: Millis, config: &Config) {
         let gone = self.gone.as_ref().filter(|(at, _)| now.since(*at) >= self.grace(config)).cloned();

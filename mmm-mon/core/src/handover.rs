@@ -24,6 +24,8 @@ const DRAIN_AGAIN: Duration = Duration::from_secs(30);
 const SLACK: Duration = Duration::from_secs(2);
 /// A new writer that has not opened within this is reported as a failed move (it may still open).
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
+/// kill_host_bin is tried again after this long, while nothing else helps.
+const KILL_AGAIN: Duration = Duration::from_secs(30);
 /// "Nearly caught up": the target may be this far behind when the old master is closed.
 const NEAR: Duration = Duration::from_millis(500);
 /// A candidate that stopped fetching longer than this before the old master failed lacks what was written since.
@@ -60,7 +62,7 @@ pub(crate) struct Handover {
     pub(crate) request: Option<RequestId>,
     /// The operator takes the loss.
     pub(crate) force: bool,
-    kill_asked: bool,
+    kill_asked: Option<Millis>,
     /// The target had applied everything of the old master's when it took over.
     in_step: bool,
     /// When a preference moved the writer, within flap_duration: a host that comes and goes must not take it to and fro.
@@ -75,8 +77,12 @@ pub(crate) struct HostView<'a> {
     pub(crate) report: Option<&'a Report>,
     pub(crate) agent_answers: bool,
     pub(crate) server_alive: bool,
-    /// Its agent was heard within lease_ttl: its leases may run on.
+    /// Its agent was heard within lease_ttl, or a peer vouches for it: its leases may run on.
     pub(crate) may_hold: bool,
+    /// Its agent was not heard within lease_ttl.
+    pub(crate) silent: bool,
+    /// When its last report came.
+    pub(crate) heard: Millis,
     /// Its agent says that its server has ended or hangs.
     pub(crate) server_gone: bool,
     /// When it last showed that it was alive.
@@ -124,7 +130,7 @@ impl Handover {
             why: String::new(),
             request: None,
             force: false,
-            kill_asked: false,
+            kill_asked: None,
             in_step: false,
             preferred_moves: Vec::new(),
             paused_until: now,
@@ -165,7 +171,7 @@ impl Handover {
     pub(crate) fn deadline(&self, cluster: &Cluster) -> Option<(Millis, &'static str)> {
         match &self.phase {
             Phase::Settled => Some((self.paused_until, "a failed move may be tried again")),
-            Phase::Fencing { .. } => None,
+            Phase::Fencing { .. } => self.kill_asked.map(|at| (at + KILL_AGAIN, "kill_host_bin is tried again")),
             Phase::Nearing { since, .. } => Some((*since + cluster.drain_timeout, "waiting to be near has its end")),
             Phase::Quiescing { since, .. } => Some((*since + quiesce_limit(cluster), "quiescing has its end")),
             Phase::CatchingUp { since, .. } => Some((*since + cluster.move_timeout + SLACK, "catching up has its end")),
@@ -318,10 +324,8 @@ impl Handover {
                 }
             }
             Phase::Opening { to, since } => {
-                let open = scene.hosts.get(&to).and_then(|h| h.report).is_some_and(|r| {
-                    r.server.writing == Writing::Allowed
-                        && r.addresses.get(&scene.address).is_some_and(|a| a.present && a.seen == turn.slot.state.epoch)
-                });
+                let seen = scene.hosts.get(&to).and_then(|h| h.report?.addresses.get(&scene.address)).map(|a| a.seen);
+                let open = is_open(scene, &to) && seen == Some(turn.slot.state.epoch);
                 if turn.slot.state.holder.as_ref() != Some(&to)
                     || (!scene.wish.stays
                         && scene.wish.host.as_ref().is_none_or(|w| *w.host() != to)
@@ -391,7 +395,7 @@ impl Handover {
         self.from = holder.clone().or_else(|| scene.active.cloned());
         self.began = now;
         self.why.clone_from(&scene.wish.why);
-        self.kill_asked = false;
+        self.kill_asked = None;
         self.in_step = false;
         match (scene.wish.host.clone(), holder) {
             (None, None) => turn.waits(format!("nobody can have it: {}", scene.wish.why)),
@@ -419,9 +423,7 @@ impl Handover {
                 }
                 self.phase = Phase::Nearing { to, since: now };
             }
-            (Some(to), Some(from))
-                if scene.hosts.get(&from).is_some_and(|h| h.may_hold && !h.agent_answers && !h.server_gone) =>
-            {
+            (Some(to), Some(from)) if self.is_waited_for(scene, &from, turn.slot.state.epoch) => {
                 turn.waits(format!("the move to {} waits for the agent of {from}", to.host()));
             }
             (Some(to), Some(from)) => {
@@ -434,6 +436,16 @@ impl Handover {
                 self.phase = Phase::Fencing { to, in_step: false };
             }
         }
+    }
+
+    /// The holder cannot be asked at this moment, but is at work: only an operator moves the role away without it.
+    fn is_waited_for(&self, scene: &Scene<'_>, from: &HostName, epoch: Epoch) -> bool {
+        scene.hosts.get(from).is_some_and(|h| {
+            let behind =
+                h.report.and_then(|r| r.addresses.get(&scene.address)).is_some_and(|a| a.present && a.seen < epoch);
+            let away = !h.agent_answers && !(h.silent && self.request.is_some());
+            h.may_hold && !h.server_gone && (away || (h.agent_answers && behind))
+        })
     }
 
     /// In the planned phases: why the old master can no longer be asked.
@@ -467,7 +479,7 @@ impl Handover {
         }
         match turn.slot.free_for(to.host(), scene.now) {
             Err(blocked) => {
-                let mut known = true;
+                let mut help = true;
                 let (of, text) = match blocked {
                     Blocked::Lease { of, until } => {
                         let rest = until.since(scene.now).as_millis();
@@ -475,16 +487,25 @@ impl Handover {
                     }
                     Blocked::NoGranter { of } => {
                         let text = format!(
-                            "{of} has not answered and its last order cannot be waited out: bring its agent back, or confirm_dead {of}"
+                            "{of} does not answer, and its last order does not end by itself because {} was offline when it was given: bring its agent back, or switch it off and confirm_dead {of}",
+                            to.host()
                         );
-                        known = false;
+                        (of, text)
+                    }
+                    Blocked::Unknown { of } => {
+                        let text = format!(
+                            "{of} has not answered yet, and what it was ordered is not known here: bring its agent back, or switch it off and confirm_dead {of}"
+                        );
+                        // Nobody is killed because its agent was never there.
+                        help = false;
                         (of, text)
                     }
                 };
                 turn.waits(text);
                 let silent = scene.hosts.get(&of).is_some_and(|h| !h.may_hold);
-                if silent && known && scene.can_kill && !self.kill_asked {
-                    self.kill_asked = true;
+                let due = self.kill_asked.is_none_or(|at| scene.now.since(at) >= KILL_AGAIN);
+                if silent && help && scene.can_kill && due {
+                    self.kill_asked = Some(scene.now);
                     turn.events.push(Event::Kill(of));
                 }
             }
@@ -492,6 +513,15 @@ impl Handover {
                 self.in_step = true;
                 self.grant(scene, to, turn);
             }
+            // What is received is complete only once the old master cannot have been writing any more.
+            Ok(_) if let Some(until) = vouched_until(scene, to.host(), turn.slot) => {
+                let rest =
+                    until.map_or_else(String::new, |at| format!(" in {} ms at most", at.since(scene.now).as_millis()));
+                let old = self.old_master();
+                turn.waits(format!("{} has vouched for {old}, whose lease is over{rest}", to.host()));
+            }
+            // A monitor that has lost its state finds the writer at work: there is nothing to hand over.
+            Ok(_) if is_open(scene, to.host()) => self.grant(scene, to, turn),
             Ok(_) => {
                 if let Some(why) = self.stale(scene, to.host()).filter(|_| !self.force) {
                     self.hold(scene.now, to.clone(), why, turn);
@@ -545,7 +575,7 @@ impl Handover {
             self.phase = Phase::Fencing { to: to.clone(), in_step: false };
             return;
         };
-        let (epoch, granters) = (turn.next(), granters(turn.cluster, to.host()));
+        let (epoch, granters) = (turn.next(), turn.granters(to.host()));
         turn.slot.grant(proof, epoch, granters, true);
         turn.decided(format!("The writer is given to {} ({})", to.host(), self.why));
         self.phase = Phase::Opening { to: to.host().clone(), since: scene.now };
@@ -609,6 +639,8 @@ impl Handover {
 /// What one call may change besides the move's own phase, and what it has to say.
 pub(crate) struct Turn<'a> {
     pub(crate) cluster: &'a Cluster,
+    /// Who is no granter, because it is offline.
+    pub(crate) excluded: &'a BTreeSet<HostName>,
     pub(crate) slot: &'a mut Slot,
     pub(crate) epochs: &'a mut Epoch,
     pub(crate) events: Vec<Event>,
@@ -631,19 +663,43 @@ impl Turn<'_> {
     fn rewrite(&mut self, write: bool) -> Epoch {
         let epoch = self.next();
         if let Some(holder) = self.slot.state.holder.clone() {
-            self.slot.rewrite(epoch, granters(self.cluster, &holder), write);
+            self.slot.rewrite(epoch, self.granters(&holder), write);
         }
         epoch
     }
+
+    fn granters(&self, holder: &HostName) -> BTreeSet<HostName> {
+        self.cluster.writer().map(|role| granters_of(&role.hosts, holder, self.excluded)).unwrap_or_default()
+    }
 }
 
-fn granters(cluster: &Cluster, holder: &HostName) -> BTreeSet<HostName> {
-    cluster.writer().map(|role| granters_of(&role.hosts, holder)).unwrap_or_default()
+/// Who may grant to whom: all other hosts of the role that are not offline (safety.md, "Choosing granters").
+pub(crate) fn granters_of(hosts: &[HostName], holder: &HostName, excluded: &BTreeSet<HostName>) -> BTreeSet<HostName> {
+    hosts.iter().filter(|h| *h != holder && !excluded.contains(*h)).cloned().collect()
 }
 
-/// Who may grant to whom: all other hosts of the role (safety.md, "Choosing granters").
-pub(crate) fn granters_of(hosts: &[HostName], holder: &HostName) -> BTreeSet<HostName> {
-    hosts.iter().filter(|h| *h != holder).cloned().collect()
+/// Whoever takes the address by expiry may have vouched for the one who had it. How long that is good for it tells in its
+/// report, which counts once it has heard of the newer decision: from then on it vouches no more. `Some(None)`: it has not
+/// heard of it yet. None: nobody has to be waited for.
+fn vouched_until(scene: &Scene<'_>, to: &HostName, slot: &Slot) -> Option<Option<Millis>> {
+    if slot.others_than(Some(to)).is_empty() {
+        return None;
+    }
+    let host = scene.hosts.get(to)?;
+    let Some(address) =
+        host.report.and_then(|r| r.addresses.get(&scene.address)).filter(|a| a.seen >= slot.state.epoch)
+    else {
+        return Some(None);
+    };
+    let until = host.heard + Duration::from_millis(address.promised_ms);
+    (scene.now < until).then_some(Some(until))
+}
+
+/// The host has the address, and its server may be written to.
+fn is_open(scene: &Scene<'_>, host: &HostName) -> bool {
+    scene.hosts.get(host).and_then(|h| h.report).is_some_and(|r| {
+        r.server.writing == Writing::Allowed && r.addresses.get(&scene.address).is_some_and(|a| a.present)
+    })
 }
 
 pub(crate) fn next(epochs: &mut Epoch) -> Epoch {

@@ -11,6 +11,8 @@ mod facts;
 mod handover;
 mod invariants;
 pub mod io;
+#[cfg(feature = "model")]
+pub mod model;
 mod orders;
 mod roles;
 mod slot;
@@ -66,6 +68,8 @@ pub struct Core {
     killing: BTreeMap<HostName, Epoch>,
     /// The move of the writer that an operator waits for: role, from, to.
     moving: Option<(RoleName, String, HostName)>,
+    /// Who has an address that nobody holds by a known order (R11).
+    found: BTreeMap<IpAddr, HostName>,
     /// What stands in the way, by subject; logged when it changes, shown as long as it stands.
     remarks: BTreeMap<String, String>,
     sent: BTreeMap<HostName, Order>,
@@ -104,6 +108,7 @@ impl Core {
             contested: BTreeSet::new(),
             killing: BTreeMap::new(),
             moving: None,
+            found: BTreeMap::new(),
             remarks: BTreeMap::new(),
             sent: BTreeMap::new(),
             persisted: None,
@@ -125,16 +130,20 @@ impl Core {
         self.now = now;
         let answer = self.take_in(now, input, out);
         // 1
+        self.excuse_unreachable(now);
         let config = &self.config;
         self.hosts.values_mut().for_each(|h| h.facts.judge(now, config));
         self.compare(now, out);
         self.find_contested(now, out);
+        self.find_holders(now);
+        self.remark_observers(now, out);
         if !self.is_held_back() {
             self.leave_wait_mode(now, out);
             // 2
             self.change_states(now, out);
             // 3 and 4
             self.place_roles(now, out);
+            self.choose_granters(now, out);
         } else if !self.handover.is_settled() {
             self.suspend_handover(now, out);
         }
@@ -156,6 +165,11 @@ impl Core {
         for host in self.hosts.values() {
             all.extend(host.facts.deadlines(&self.config));
             all.push((host.facts.heard + ttl, "an agent has been silent for lease_ttl"));
+            all.push((host.facts.heard + self.absence(), "an agent is away for long"));
+            let vouches = host.facts.report.iter().flat_map(|r| r.vouched.values());
+            all.extend(vouches.map(|ago| {
+                (host.facts.heard - Duration::from_millis(*ago) + ttl, "a peer has not vouched for lease_ttl")
+            }));
             all.push((host.facts.heard + self.agent_limit(), "an agent is late"));
             if host.status.state == HostState::AwaitingRecovery {
                 all.push((host.status.since + self.config.auto_set_online, "auto_set_online"));
@@ -170,6 +184,15 @@ impl Core {
             all.push((self.started + self.config.wait_for_other_master, "wait_for_other_master"));
         }
         all.extend(self.slots.values().flat_map(Slot::deadlines).map(|at| (at, "a lease is over")));
+        for (host, address) in self.hosts.values().filter_map(|h| {
+            let writer = self.writer_ip().filter(|_| !self.handover.is_settled())?;
+            h.facts.report.as_ref()?.addresses.get(&writer).map(|address| (h, address))
+        }) {
+            all.push((
+                host.facts.heard + Duration::from_millis(address.promised_ms),
+                "a promise to the old master is over",
+            ));
+        }
         all.extend(self.handover.deadline(&self.config.cluster));
         // What was due up to the last input was looked at then.
         all.into_iter().filter(|(at, _)| *at > self.now).min()
@@ -287,6 +310,15 @@ impl Core {
                 }
             }
         }
+        for (ip, mac) in &report.conflicts {
+            if host.facts.report.as_ref().is_none_or(|before| before.conflicts.get(ip) != Some(mac)) {
+                error(
+                    out,
+                    Some(&name),
+                    format!("{mac} answers for {ip}, as {name} finds on its network: somebody else has it"),
+                );
+            }
+        }
         if report.leaving && host.facts.report.as_ref().is_none_or(|r| !r.leaving) {
             info(out, Some(&name), "Agent is shutting down: its roles go elsewhere".to_owned());
         }
@@ -380,11 +412,55 @@ impl Core {
         self.agent_answers(now, name) && !self.is_leaving(name)
     }
 
-    /// The agent was heard recently enough for its leases to run on, or may not have had the time to say anything.
+    /// The agent was heard recently enough for its leases to run on, or may not have had the time to say anything; or
+    /// one of its peers vouches for it.
     fn agent_may_hold(&self, now: Millis, name: &HostName) -> bool {
-        let Some(host) = self.hosts.get(name) else { return false };
-        let silent = now.since(host.facts.heard) >= self.config.cluster.lease_ttl;
-        !silent || now.since(self.started) < self.startup_grace()
+        let starting = now.since(self.started) < self.startup_grace();
+        !self.is_silent(now, name) || starting || self.seen_by(now, name).is_some()
+    }
+
+    fn is_silent(&self, now: Millis, name: &HostName) -> bool {
+        self.hosts.get(name).is_some_and(|h| now.since(h.facts.heard) >= self.config.cluster.lease_ttl)
+    }
+
+    /// A peer that has vouched for this host within lease_ttl, as it tells itself, while the monitor cannot reach the
+    /// host (safety.md, "Peers as observers").
+    fn seen_by(&self, now: Millis, name: &HostName) -> Option<&HostName> {
+        if self.agent_answers(now, name) {
+            return None;
+        }
+        self.hosts.iter().find_map(|(peer, host)| {
+            let ago =
+                Duration::from_millis(*host.facts.report.as_ref()?.vouched.get(name)?) + now.since(host.facts.heard);
+            (ago < self.config.cluster.lease_ttl).then_some(peer)
+        })
+    }
+
+    /// Before checks are judged.
+    fn excuse_unreachable(&mut self, now: Millis) {
+        let seen: Vec<HostName> = self.hosts.keys().filter(|h| self.seen_by(now, h).is_some()).cloned().collect();
+        for name in seen {
+            if let Some(host) = self.hosts.get_mut(&name) {
+                host.facts.excuse(now);
+            }
+        }
+    }
+
+    /// How long a host's agent is silent before the others go on without its vouches: clearly longer than a flap.
+    fn absence(&self) -> Duration {
+        (self.config.cluster.lease_ttl + Cluster::MARGIN) * 3
+    }
+
+    /// Who is no granter (safety.md, "Choosing granters").
+    fn excluded(&self, now: Millis) -> BTreeSet<HostName> {
+        let is_excluded =
+            |host: &Host| host.status.state == HostState::AdminOffline || now.since(host.facts.heard) >= self.absence();
+        let seen = |name| self.seen_by(now, name).is_some();
+        self.hosts
+            .iter()
+            .filter(|(name, host)| is_excluded(host) && !seen(name))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     fn leave_wait_mode(&mut self, now: Millis, out: &mut Vec<Output>) {
@@ -443,6 +519,7 @@ impl Core {
             rep_backlog: facts.check(CheckKind::RepBacklog),
             summary: facts.summary(),
             agent_answers: self.agent_stays(now, name) && facts.server_alive(),
+            holds: self.found.iter().find(|(_, host)| *host == name).map(|(ip, _)| self.address_name(*ip)),
             machine_boot: facts.report.as_ref().map(|r| r.machine_boot.as_str()),
             is_active_master: self.active.as_ref() == Some(name) || self.writer_holder() == Some(name),
             peer_online_for: peer
@@ -558,6 +635,105 @@ impl Core {
         self.contested.retain(|ip| on.contains_key(ip));
     }
 
+    /// R11: who has an address of which no order is known, because this monitor's state was lost. One that is ONLINE, or
+    /// may become so by that, is given it again once the others have answered; anybody else has to let it go.
+    fn find_holders(&mut self, now: Millis) {
+        let starting = now.since(self.started) < self.startup_grace();
+        let mut found = BTreeMap::new();
+        for (ip, slot) in &self.slots {
+            let has = |name: &HostName| {
+                let host =
+                    self.hosts.get(name).filter(|h| h.facts.link.as_ref().is_some_and(|l| l.anchor.is_some()))?;
+                let there = host.facts.report.as_ref()?.addresses.get(ip)?;
+                (there.present && there.seen.0 > 0).then_some(host)
+            };
+            let mut holders = slot.unknown().filter_map(|name| has(name).map(|host| (name, host)));
+            if let (Some((name, host)), None) = (holders.next(), holders.next()) {
+                let state = host.status.state;
+                if state == HostState::Online || (state == HostState::AwaitingRecovery && starting) {
+                    found.insert(*ip, name.clone());
+                }
+            }
+        }
+        self.found = found;
+    }
+
+    /// Whether nothing may be said of the address yet: a let-go at a new epoch ends the vouches on which somebody may be
+    /// holding it, so it is said only when it can be answered by all (R11).
+    fn is_unspoken(&self, ip: IpAddr, slot: &Slot) -> bool {
+        let answered = |host: &HostName| {
+            self.hosts.get(host).is_none_or(|h| h.facts.link.as_ref().is_some_and(|l| l.anchor.is_some()))
+        };
+        // Its checks may take a moment longer than its agent.
+        let ready = self
+            .found
+            .get(&ip)
+            .is_none_or(|found| self.hosts.get(found).is_some_and(|h| h.status.state == HostState::Online));
+        let mut unknown = slot.unknown().peekable();
+        unknown.peek().is_some()
+            && slot.state.holder.is_none()
+            && (self.is_held_back() || !ready || !unknown.all(answered))
+    }
+
+    /// Who could take each address over, and is asked to vouch for its holder: changed while the holder can hear of it.
+    fn choose_granters(&mut self, now: Millis, out: &mut Vec<Output>) {
+        if !self.handover.is_settled() {
+            return;
+        }
+        let excluded = self.excluded(now);
+        let mut changes = Vec::new();
+        for (ip, slot) in &self.slots {
+            let (Some(holder), Some(before)) = (&slot.state.holder, slot.settled_granters()) else { continue };
+            let Some(role) = self.config.cluster.roles.get(&slot.state.role) else { continue };
+            let wanted = granters_of(&role.hosts, holder, &excluded);
+            if wanted != *before && self.agent_answers(now, holder) {
+                changes.push((*ip, holder.clone(), before.clone(), wanted));
+            }
+        }
+        for (ip, holder, before, wanted) in changes {
+            let epoch = next(&mut self.epoch);
+            let Some(slot) = self.slots.get_mut(&ip) else { continue };
+            slot.regrant(epoch, wanted.clone());
+            let names = |set: &BTreeSet<HostName>| set.iter().map(HostName::as_str).collect::<Vec<_>>().join(", ");
+            let (gone, come) = (names(&(&before - &wanted)), names(&(&wanted - &before)));
+            let name = self.address_name(ip);
+            if !gone.is_empty() {
+                let text = format!(
+                    "{gone} is offline: {holder} keeps {name} without its vouch, and {gone} could not take it over if {holder} died silently"
+                );
+                decided(out, Some(&holder), epoch, text);
+            }
+            if !come.is_empty() {
+                decided(
+                    out,
+                    Some(&holder),
+                    epoch,
+                    format!("{come} is back: it vouches for {name} on {holder}, and can take it over"),
+                );
+            }
+        }
+    }
+
+    /// Why a host that the monitor cannot reach is left alone.
+    fn remark_observers(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let names: Vec<HostName> = self.hosts.keys().cloned().collect();
+        for name in names {
+            // A host that has just died was seen a moment ago too: that is not worth a line.
+            let limit = self.config.cluster.lease_ttl + self.config.cluster.heartbeat_interval;
+            let away = self.hosts.get(&name).is_some_and(|h| now.since(h.facts.heard) >= limit);
+            let peer = self.seen_by(now, &name).filter(|_| away).cloned();
+            let text = peer.map(|peer| {
+                format!("Host {name} cannot be reached from the monitor, but is seen by {peer}, which vouches for it: its roles stay")
+            });
+            self.remark(format!("host {name}"), text, out);
+        }
+    }
+
+    /// `writer(10.0.0.50)`.
+    fn address_name(&self, ip: IpAddr) -> String {
+        self.slots.get(&ip).map_or_else(|| ip.to_string(), |slot| format!("{}({ip})", slot.state.role))
+    }
+
     fn writer_ip(&self) -> Option<IpAddr> {
         self.config.cluster.writer()?.ips.first().copied()
     }
@@ -581,6 +757,7 @@ impl Core {
             }
             eligible.extend(Eligible::if_fit(name, online, self.agent_stays(now, name), host.facts.server_alive()));
         }
+        let excluded = self.excluded(now);
         let roles: Vec<_> = self.config.cluster.roles.iter().map(|(n, r)| (n.clone(), r.clone())).collect();
         for (name, role) in roles {
             let holders: BTreeMap<IpAddr, Option<HostName>> =
@@ -592,16 +769,17 @@ impl Core {
                 intent: &self.intent,
                 offline: &offline,
                 taken_off: &self.taken_off,
+                found: &self.found,
             };
             let rank = |host: &HostName| self.rank(host, &role.hosts);
             let mut wishes = standing.wishes(&role, &holders, &rank);
             if name == self.config.cluster.active_master_role && role.mode == RoleMode::Exclusive {
                 if let Some((ip, wish)) = wishes.pop_first() {
-                    self.place_writer(now, ip, &wish, &eligible, out);
+                    self.place_writer(now, ip, &wish, &eligible, &excluded, out);
                 }
             } else {
                 for (ip, wish) in wishes {
-                    self.place(now, ip, &wish, &role.hosts, out);
+                    self.place(now, ip, &wish, (&role.hosts, &excluded), out);
                 }
             }
         }
@@ -627,12 +805,19 @@ impl Core {
     }
 
     /// An address whose move needs no handing over of data.
-    fn place(&mut self, now: Millis, ip: IpAddr, wish: &Wish, hosts: &[HostName], out: &mut Vec<Output>) {
+    fn place(
+        &mut self,
+        now: Millis,
+        ip: IpAddr,
+        wish: &Wish,
+        (hosts, excluded): (&[HostName], &BTreeSet<HostName>),
+        out: &mut Vec<Output>,
+    ) {
         let Some(slot) = self.slots.get_mut(&ip) else { return };
         let role = slot.state.role.clone();
         let subject = format!("{role}({ip})");
         if wish.stays {
-            self.remark(subject, (!wish.why.is_empty()).then(|| wish.why.clone()), out);
+            self.remark_role(subject, (!wish.why.is_empty()).then(|| wish.why.clone()), out);
             return;
         }
         let to = wish.host.as_ref().map(Eligible::host);
@@ -643,7 +828,7 @@ impl Core {
         }
         self.taken_off.remove(&ip);
         let Some(to) = to else {
-            self.remark(subject, Some(wish.why.clone()), out);
+            self.remark_role(subject, Some(wish.why.clone()), out);
             return;
         };
         let Some(slot) = self.slots.get_mut(&ip) else { return };
@@ -653,16 +838,21 @@ impl Core {
         match slot.free_for(to, now) {
             Ok(proof) => {
                 let epoch = next(&mut self.epoch);
-                slot.grant(proof, epoch, granters_of(hosts, to), false);
+                slot.grant(proof, epoch, granters_of(hosts, to, excluded), false);
                 decided(out, Some(to), epoch, format!("Role '{role}({ip})' is given to '{to}': {}", wish.why));
                 self.intent.remove(&ip);
-                self.remark(subject, None, out);
+                self.remark_role(subject, None, out);
             }
-            Err(_) => {
-                let names: Vec<String> = slot.others_than(Some(to)).into_iter().map(|h| h.0).collect();
-                let text =
-                    format!("{to} is to have it and waits until {} has let go or its lease is over", names.join(", "));
-                self.remark(subject, Some(text), out);
+            Err(blocked) => {
+                let text = match blocked {
+                    slot::Blocked::Lease { of, .. } => {
+                        format!("{to} is to have it and waits until {of} has let go or its lease is over")
+                    }
+                    slot::Blocked::NoGranter { of } | slot::Blocked::Unknown { of } => format!(
+                        "{to} is to have it, and only an answer of {of} can free it: bring its agent back, or switch it off and confirm_dead {of}"
+                    ),
+                };
+                self.remark_role(subject, Some(text), out);
             }
         }
     }
@@ -673,8 +863,10 @@ impl Core {
         ip: IpAddr,
         wish: &Wish,
         eligible: &BTreeSet<Eligible>,
+        excluded: &BTreeSet<HostName>,
         out: &mut Vec<Output>,
     ) {
+        let silent: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.is_silent(now, h)).cloned().collect();
         let answering: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.agent_answers(now, h)).cloned().collect();
         let may_hold: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.agent_may_hold(now, h)).cloned().collect();
         let Core { hosts, config, handover, slots, epoch, active, .. } = self;
@@ -688,6 +880,8 @@ impl Core {
                     agent_answers: answering.contains(name),
                     server_alive: host.facts.server_alive(),
                     may_hold: may_hold.contains(name),
+                    silent: silent.contains(name),
+                    heard: host.facts.heard,
                     server_gone: host.facts.gone.is_some(),
                     last_alive: host.facts.last_alive(),
                     replicating: host.facts.replicating.as_ref(),
@@ -705,12 +899,12 @@ impl Core {
             active: active.as_ref(),
             flap: (config.flap_count, config.flap_duration),
         };
-        let mut turn = Turn { cluster: &config.cluster, slot, epochs: epoch, events: Vec::new() };
+        let mut turn = Turn { cluster: &config.cluster, excluded, slot, epochs: epoch, events: Vec::new() };
         handover.advance(&scene, &mut turn);
         let events = turn.events;
         if !events.iter().any(|e| matches!(e, Event::Waits(_))) {
             let stays = wish.stays && !wish.why.is_empty();
-            self.remark(self.writer_subject(ip), stays.then(|| wish.why.clone()), out);
+            self.remark_role(self.writer_subject(ip), stays.then(|| wish.why.clone()), out);
         }
         for event in events {
             self.follow_up(now, event, out);
@@ -721,9 +915,10 @@ impl Core {
     fn suspend_handover(&mut self, now: Millis, out: &mut Vec<Output>) {
         let why = if self.network { "the mode is PASSIVE" } else { "the monitor's own network check fails" };
         let Some(ip) = self.writer_ip() else { return };
+        let excluded = self.excluded(now);
         let Core { config, handover, slots, epoch, .. } = self;
         let Some(slot) = slots.get_mut(&ip) else { return };
-        let mut turn = Turn { cluster: &config.cluster, slot, epochs: epoch, events: Vec::new() };
+        let mut turn = Turn { cluster: &config.cluster, excluded: &excluded, slot, epochs: epoch, events: Vec::new() };
         handover.suspend(&mut turn, why);
         for event in turn.events {
             self.follow_up(now, event, out);
@@ -735,7 +930,7 @@ impl Core {
             Event::Decided(text) => decided(out, None, self.epoch, text),
             Event::Waits(text) => {
                 if let Some(ip) = self.writer_ip() {
-                    self.remark(self.writer_subject(ip), Some(text), out);
+                    self.remark_role(self.writer_subject(ip), Some(text), out);
                 }
             }
             Event::Kill(host) => {
@@ -777,14 +972,18 @@ impl Core {
         format!("{}({ip})", self.config.cluster.active_master_role)
     }
 
+    fn remark_role(&mut self, subject: String, text: Option<String>, out: &mut Vec<Output>) {
+        let line = text.map(|text| format!("Role {subject}: {text}"));
+        self.remark(subject, line, out);
+    }
+
     /// What stands in somebody's way: logged when it changes, shown as long as it stands.
     fn remark(&mut self, subject: String, text: Option<String>, out: &mut Vec<Output>) {
         match text {
             None => {
                 self.remarks.remove(&subject);
             }
-            Some(text) => {
-                let line = format!("Role {subject}: {text}");
+            Some(line) => {
                 // The rest of a lease counts down: not every number is news.
                 let words = |t: &str| t.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
                 if self.remarks.get(&subject).is_none_or(|before| words(before) != words(&line)) {

@@ -3,13 +3,15 @@
 //! Renewing is not deciding: it goes on in every mode and without a network (safety.md, "modes and outages").
 
 use crate::io::Output;
+use crate::slot::Slot;
 use crate::states::Compared;
 use crate::{Core, Host};
 use mmm_common::epoch::Anchor;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{AddressOrder, Order, ReplicationOrder};
 use mmm_common::state::HostState;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 impl Core {
     /// `answer`: the host whose report is being handled; it gets an order whether or not anything changed.
@@ -45,18 +47,24 @@ impl Core {
                     h.epoch == slot.state.epoch && h.proof == slot.others_than(Some(name)).is_empty()
                 }
                 Some(AddressOrder::LetGo { epoch }) => *epoch == slot.state.epoch,
-                None => self.contested.contains(ip),
+                None => self.says_nothing(name, *ip, slot),
             })
     }
 
+    /// Addresses that this host hears nothing of: neither renewed nor taken away.
+    fn says_nothing(&self, name: &HostName, ip: IpAddr, slot: &Slot) -> bool {
+        let holds = slot.state.holder.as_ref() == Some(name);
+        (holds && self.contested.contains(&ip))
+            || self.is_unspoken(ip, slot)
+            || (slot.state.holder.is_none() && self.found.get(&ip) == Some(name))
+    }
+
     fn order_for(&mut self, name: &HostName, anchor: Anchor, now: Millis) -> Order {
-        let mut addresses = BTreeMap::new();
-        for (ip, slot) in &mut self.slots {
-            if self.contested.contains(ip) && slot.state.holder.as_ref() == Some(name) {
-                continue;
-            }
-            addresses.insert(*ip, slot.order_for(name, now));
-        }
+        let silent: BTreeSet<IpAddr> =
+            self.slots.iter().filter(|(ip, slot)| self.says_nothing(name, **ip, slot)).map(|(ip, _)| *ip).collect();
+        let spoken = self.slots.iter_mut().filter(|(ip, _)| !silent.contains(ip));
+        let addresses: BTreeMap<IpAddr, AddressOrder> =
+            spoken.map(|(ip, slot)| (*ip, slot.order_for(name, now))).collect();
         let host = &self.hosts[name];
         Order {
             answers: anchor,

@@ -36,6 +36,8 @@ pub(crate) struct Standing<'a> {
     pub(crate) offline: &'a BTreeSet<HostName>,
     /// Balanced addresses that an operator wants off their host.
     pub(crate) taken_off: &'a BTreeSet<IpAddr>,
+    /// Who has an address that nobody holds by a known order: the monitor's state was lost (safety.md, R11).
+    pub(crate) found: &'a BTreeMap<IpAddr, HostName>,
 }
 
 /// Where an address should be, and why it should move if it should.
@@ -90,6 +92,12 @@ impl Standing<'_> {
             && let Some(host) = self.find(asked)
         {
             return if holder == Some(asked) { Wish::stay("") } else { Wish::go(host, "asked for by the operator") };
+        }
+        if let (None, Some(found)) = (holder, self.found.get(&ip)) {
+            return self.find(found).map_or_else(
+                || Wish::stay(format!("{found} has it, and is to be ONLINE before it is given to anybody")),
+                |host| Wish::go(host, "it has it already"),
+            );
         }
         let candidates = || role.hosts.iter().filter_map(|h| self.find(h)).filter(|e| Some(e.host()) != holder);
         let preferred = role.prefer.as_ref().filter(|p| Some(*p) != holder).and_then(|p| self.find(p));
@@ -151,7 +159,7 @@ impl Standing<'_> {
             }
         }
         for (ip, not, why) in orphans {
-            let asked = self.intent.get(&ip).filter(|h| load.contains_key(h));
+            let asked = self.intent.get(&ip).or(self.found.get(&ip)).filter(|h| load.contains_key(h));
             let least = load.iter().min_by_key(|(h, ips)| (Some(**h) == not, ips.len())).map(|(h, _)| *h);
             let Some(host) = asked.or(least).cloned() else {
                 wishes.insert(
@@ -237,6 +245,7 @@ mod tests {
             intent: &intent,
             offline: &BTreeSet::new(),
             taken_off: &BTreeSet::new(),
+            found: &BTreeMap::new(),
         };
         let rank = |h: &HostName| u64::from(h.as_str() == "db3");
         let found: Vec<String> = standing

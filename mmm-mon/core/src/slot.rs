@@ -7,6 +7,7 @@ use mmm_common::epoch::Epoch;
 use mmm_common::ids::RoleName;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{AddressOrder, Hold};
+use mmm_common::safeguard::{Safeguard, stands};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -28,15 +29,6 @@ pub enum Granters {
     Unknown,
 }
 
-impl Granters {
-    fn contains(&self, host: &HostName) -> bool {
-        match self {
-            Granters::Known(set) => set.contains(host),
-            Granters::Unknown => false,
-        }
-    }
-}
-
 /// What survives a restart of the monitor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotState {
@@ -52,9 +44,9 @@ pub struct SlotState {
 pub(crate) struct Slot {
     pub(crate) state: SlotState,
     /// When the leases that the monitor itself gave to a host are surely over.
-    deadline: BTreeMap<HostName, Millis>,
+    pub(crate) deadline: BTreeMap<HostName, Millis>,
     /// ttl + margin.
-    quarantine: Duration,
+    pub(crate) quarantine: Duration,
 }
 
 /// Proof that nobody but the named host can be acting on an order for the address, now or later (R7).
@@ -68,8 +60,10 @@ pub(crate) struct Fenced {
 pub(crate) enum Blocked {
     /// The lease of this host may still run; over at this time at the latest.
     Lease { of: HostName, until: Millis },
-    /// The order of this host cannot be waited out: the wanted host was not among its granters (or nothing is known).
+    /// The order of this host cannot be waited out: the wanted host is not among its granters, so that it goes on without.
     NoGranter { of: HostName },
+    /// Nothing is known of the orders of this host (R11): it has to answer.
+    Unknown { of: HostName },
 }
 
 impl Slot {
@@ -83,18 +77,23 @@ impl Slot {
 
     /// R10: what was sent before the restart is waited out in full.
     pub(crate) fn restored(state: SlotState, now: Millis, quarantine: Duration) -> Self {
-        let deadline = state.live.iter().map(|o| (o.to.clone(), now + quarantine)).collect();
+        let until = if stands(Safeguard::RestartQuarantine) { now + quarantine } else { now };
+        let deadline = state.live.iter().map(|o| (o.to.clone(), until)).collect();
         Slot { state, deadline, quarantine }
     }
 
     /// R7.
     pub(crate) fn free_for(&self, to: &HostName, now: Millis) -> Result<Fenced, Blocked> {
-        for order in self.state.live.iter().filter(|o| o.to != *to) {
-            if !order.granters.contains(to) {
-                return Err(Blocked::NoGranter { of: order.to.clone() });
+        let others = || self.state.live.iter().filter(|o| o.to != *to);
+        let last = others().max_by_key(|o| o.epoch).map(|o| &o.to);
+        for order in others().filter(|o| Some(&o.to) == last || stands(Safeguard::EveryOrder)) {
+            match &order.granters {
+                Granters::Known(granters) if granters.contains(to) || !stands(Safeguard::GrantersOnly) => {}
+                Granters::Known(_) => return Err(Blocked::NoGranter { of: order.to.clone() }),
+                Granters::Unknown => return Err(Blocked::Unknown { of: order.to.clone() }),
             }
             let until = self.deadline.get(&order.to).copied().unwrap_or(now);
-            if now < until {
+            if now < until && stands(Safeguard::LeaseWait) {
                 return Err(Blocked::Lease { of: order.to.clone(), until });
             }
         }
@@ -117,6 +116,30 @@ impl Slot {
         self.state.write = write;
     }
 
+    /// A new decision for the same holder: who can succeed it, and is therefore asked to vouch for it. Who leaves counts
+    /// as gone when this is sent; who joins counts once the holder has acknowledged it and its older leases are over.
+    pub(crate) fn regrant(&mut self, epoch: Epoch, granters: BTreeSet<HostName>) {
+        self.rewrite(epoch, granters, self.state.write);
+    }
+
+    /// The granters of the holder's newest order, once the holder has acknowledged it: until then an older one stands,
+    /// and yet another would only make them more.
+    pub(crate) fn settled_granters(&self) -> Option<&BTreeSet<HostName>> {
+        let holder = self.state.holder.as_ref()?;
+        let mut own = self.state.live.iter().filter(|o| o.to == *holder);
+        match (own.next(), own.next()) {
+            (Some(Given { epoch, granters: Granters::Known(granters), .. }), None) if *epoch == self.state.epoch => {
+                Some(granters)
+            }
+            (Some(_) | None, _) => None,
+        }
+    }
+
+    /// R11: hosts of whose orders nothing is known.
+    pub(crate) fn unknown(&self) -> impl Iterator<Item = &HostName> {
+        self.state.live.iter().filter(|o| o.granters == Granters::Unknown).map(|o| &o.to)
+    }
+
     /// A new decision: nobody holds.
     pub(crate) fn release(&mut self, epoch: Epoch) {
         self.state.epoch = epoch;
@@ -128,16 +151,21 @@ impl Slot {
     pub(crate) fn heard(&mut self, from: &HostName, seen: Epoch, has: bool, now: Millis) -> bool {
         let before = self.state.live.len();
         let by_live_order = self.state.live.iter().any(|o| o.to == *from && o.epoch == seen);
-        if !has || by_live_order {
+        if !has || by_live_order || !stands(Safeguard::ReleaseWithoutAddress) {
             let own = |live: &[Given]| live.iter().filter(|o| o.to == *from).count();
             let mine = own(&self.state.live);
-            self.state.live.retain(|o| o.to != *from || o.epoch >= seen);
+            // Without a rule, not having it would clear orders of any epoch.
+            let counts = |o: &Given| match o.granters {
+                Granters::Known(_) => stands(Safeguard::ReleaseAtLaterEpoch),
+                Granters::Unknown => stands(Safeguard::LostDiskEpoch),
+            };
+            self.state.live.retain(|o| o.to != *from || (o.epoch >= seen && (has || counts(o))));
             let left = own(&self.state.live);
-            if left < mine && left > 0 {
+            if left < mine && left > 0 && stands(Safeguard::AcknowledgedWait) {
                 self.extend(from, now);
             }
         }
-        if has && by_live_order {
+        if has && by_live_order && stands(Safeguard::HoldReportClears) {
             self.state.live.retain(|o| o.epoch >= seen);
         }
         before != self.state.live.len()
@@ -159,7 +187,7 @@ impl Slot {
                     epoch: self.state.epoch,
                     role: self.state.role.clone(),
                     granters: granters.clone(),
-                    proof: self.state.live.iter().all(|o| o.to == *host),
+                    proof: self.state.live.iter().all(|o| o.to == *host) || !stands(Safeguard::ProofOfAll),
                     write: self.state.write,
                 };
                 self.extend(host, now);
@@ -226,6 +254,26 @@ mod tests {
     }
 
     #[test]
+    fn a_new_granter_counts_once_the_holder_has_acknowledged_and_its_older_leases_are_over() {
+        let mut s = held_by_db1(0);
+        s.regrant(Epoch(11), set(&["db2", "db3"]));
+        s.order_for(&h("db1"), Millis(1000));
+        assert_eq!(s.settled_granters(), None, "not acknowledged");
+        assert_eq!(s.free_for(&h("db3"), Millis(60_000)).unwrap_err(), Blocked::NoGranter { of: h("db1") });
+        s.heard(&h("db1"), Epoch(11), true, Millis(1100));
+        assert_eq!(s.settled_granters(), Some(&set(&["db2", "db3"])));
+        assert!(s.free_for(&h("db3"), Millis(5599)).is_err());
+        assert!(s.free_for(&h("db3"), Millis(5600)).is_ok());
+    }
+
+    #[test]
+    fn a_granter_that_was_left_out_can_take_over_no_more_from_the_sending_on() {
+        let mut s = held_by_db1(0);
+        s.regrant(Epoch(11), set(&[]));
+        assert_eq!(s.free_for(&h("db2"), Millis(60_000)).unwrap_err(), Blocked::NoGranter { of: h("db1") });
+    }
+
+    #[test]
     fn a_release_reported_at_the_new_epoch_frees_at_once() {
         let mut s = held_by_db1(0);
         s.release(Epoch(11));
@@ -238,7 +286,7 @@ mod tests {
     #[test]
     fn the_first_start_trusts_nobody_until_all_have_answered_at_the_new_epoch() {
         let mut s = Slot::first("writer".into(), Epoch(100), &[h("db1"), h("db2")], Millis(0), QUARANTINE);
-        assert_eq!(s.free_for(&h("db1"), Millis(1 << 40)).unwrap_err(), Blocked::NoGranter { of: h("db2") });
+        assert_eq!(s.free_for(&h("db1"), Millis(1 << 40)).unwrap_err(), Blocked::Unknown { of: h("db2") });
         assert_eq!(s.order_for(&h("db2"), Millis(0)), AddressOrder::LetGo { epoch: Epoch(100) });
         s.heard(&h("db2"), Epoch(0), false, Millis(1));
         assert!(s.free_for(&h("db1"), Millis(1)).is_err(), "an answer from before says nothing");

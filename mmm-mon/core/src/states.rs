@@ -69,6 +69,8 @@ pub(crate) struct View<'a> {
     /// `ping: OK, mysql: not OK; …`.
     pub(crate) summary: String,
     pub(crate) agent_answers: bool,
+    /// An address that it has by an order of before the monitor's state was lost (safety.md, R11).
+    pub(crate) holds: Option<String>,
     pub(crate) machine_boot: Option<&'a str>,
     pub(crate) is_active_master: bool,
     /// How long the peer (a slave's: the active master) has been ONLINE; None if it is not, is not seen to serve at
@@ -107,6 +109,16 @@ pub(crate) const RULES: &[Rule] = &[
         when: |v| (v.ping == Verdict::Good && v.mysql == Verdict::Good).then(|| format!("({})", v.summary)),
     },
     Rule { from: &[AwaitingRecovery], to: Online, when: was_down_shortly },
+    // lessons.md 21: a monitor that knows nothing believes what is there.
+    Rule {
+        from: &[AwaitingRecovery],
+        to: Online,
+        when: |v| {
+            let address = v.holds.as_ref().filter(|_| v.ping == Verdict::Good && v.mysql == Verdict::Good)?;
+            v.agent_answers
+                .then(|| format!("because it has {address}, by an order of before this monitor's state was lost"))
+        },
+    },
     Rule { from: &[AwaitingRecovery], to: Online, when: waited_for_auto_set_online },
     Rule {
         from: &[Online, ReplicationDelay],
@@ -244,6 +256,7 @@ mod tests {
             rep_backlog: Good,
             summary: "ping: OK, mysql: not OK".into(),
             agent_answers: true,
+            holds: None,
             machine_boot: Some("boot-a"),
             is_active_master: false,
             peer_online_for: Some(Duration::from_secs(3600)),
@@ -270,6 +283,15 @@ mod tests {
         }
         check(AdminOffline, |v, _| v.mysql = Bad, None);
         check(Online, |v, _| v.mysql = Unknown, None);
+    }
+
+    // lessons.md 21
+    #[test]
+    fn a_host_that_has_an_address_by_an_order_that_is_forgotten_goes_on() {
+        let text = "because it has writer(10.0.0.50), by an order of before this monitor's state was lost";
+        let holds = |v: &mut View<'_>, _: &mut HostStatus| v.holds = Some("writer(10.0.0.50)".into());
+        check(AwaitingRecovery, holds, Some((Online, text)));
+        check(AwaitingRecovery, |v, _| (v.holds, v.mysql) = (Some("writer(10.0.0.50)".into()), Unknown), None);
     }
 
     #[test]
