@@ -12,6 +12,7 @@ pub mod gtid;
 pub mod ids;
 pub mod order;
 pub mod report;
+pub mod safeguard;
 pub mod slots_file;
 pub mod state;
 pub mod vouch;

@@ -4,9 +4,10 @@
 
 use crate::io::SavedAddress;
 use crate::probe::Probe;
-use mmm_common::epoch::{Anchor, Epoch};
+use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{AddressOrder, Hold};
+use mmm_common::safeguard::{Safeguard, stands};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -76,7 +77,9 @@ impl Slot {
             ttl: None,
             vouches: BTreeMap::new(),
         });
-        Slot { seen: saved.seen, hold, ..Slot::fresh(vouched_until) }
+        let seen = if stands(Safeguard::EpochSurvives) { saved.seen } else { Epoch(0) };
+        let vouched_until = if stands(Safeguard::VouchQuarantine) { vouched_until } else { Millis(0) };
+        Slot { seen, hold, ..Slot::fresh(vouched_until) }
     }
 
     pub(crate) fn saved(&self) -> SavedAddress {
@@ -85,7 +88,7 @@ impl Slot {
 
     /// R4. `sent` is when the report that the order answers was sent, if that is still remembered.
     pub(crate) fn accept(&mut self, order: AddressOrder, sent: Option<Millis>, ttl: Duration, now: Millis) -> Accepted {
-        if order.epoch() < self.seen {
+        if order.epoch() < self.seen && stands(Safeguard::EpochCheck) {
             return Accepted::Refused(format!("epoch {} is older than {}, seen before", order.epoch(), self.seen));
         }
         let new = order.epoch() > self.seen;
@@ -99,7 +102,8 @@ impl Slot {
                 if new || had { Accepted::New } else { Accepted::Renewed }
             }
             AddressOrder::Hold(mut order) => {
-                let Some(until) = sent.map(|s| s + ttl).filter(|until| *until > now) else {
+                let counted_from = if stands(Safeguard::LeaseFromSending) { sent } else { sent.and(Some(now)) };
+                let Some(until) = counted_from.map(|s| s + ttl).filter(|until| *until > now) else {
                     return Accepted::Refused("it answers a report that is too old or not of this life".to_owned());
                 };
                 let before = self.hold.take().filter(|_| !new);
@@ -128,7 +132,8 @@ impl Slot {
     /// R5, both looked at when adding; and without proof nobody else may be answering for it (guards, 3).
     pub(crate) fn may_add(&self, now: Millis) -> bool {
         self.hold.as_ref().is_some_and(|held| {
-            let free = held.order.proof || (now >= self.vouched_until && self.probe.is_clear(now));
+            let promised = now < self.vouched_until && stands(Safeguard::VouchWait);
+            let free = held.order.proof || (!promised && self.probe.is_clear(now));
             held.lease.runs(now) && free
         })
     }
@@ -152,7 +157,11 @@ impl SentReports {
         }
     }
 
-    pub(crate) fn when(&self, anchor: Anchor) -> Option<Millis> {
+    /// None: not of this life, or too old to be remembered.
+    pub(crate) fn when(&self, anchor: Anchor, this_life: Boot) -> Option<Millis> {
+        if anchor.boot != this_life && stands(Safeguard::AnchorOfThisLife) {
+            return None;
+        }
         self.sent.binary_search_by_key(&anchor.seq, |(seq, _)| *seq).ok().map(|at| self.sent[at].1)
     }
 }

@@ -6,6 +6,7 @@
 use crate::accept::{Held, Lease, Slot};
 use mmm_common::epoch::Epoch;
 use mmm_common::ids::{HostName, Millis};
+use mmm_common::safeguard::{Safeguard, stands};
 use std::time::Duration;
 
 /// Longer leases than this are not vouched for, unless ours are as long: a mistaken configuration elsewhere must not
@@ -25,13 +26,14 @@ impl Slot {
     /// R6 (b). `has`: the address is here, or the server may still be open because of it. `until`: now, the asker's
     /// lease and the margin. An error says why not.
     pub(crate) fn vouch(&mut self, asked: Epoch, has: bool, until: Millis, now: Millis) -> Result<(), String> {
-        if asked < self.seen {
+        if asked < self.seen && stands(Safeguard::VouchEpoch) {
             return Err(format!("epoch {asked} is older than {}, seen here", self.seen));
         }
-        if has {
+        if has && stands(Safeguard::VouchNotHolding) {
             return Err("it is not given up here yet".to_owned());
         }
-        if self.hold.as_ref().is_some_and(|held| held.lease.runs(now)) {
+        let waiting = !has && self.hold.as_ref().is_some_and(|held| held.lease.runs(now));
+        if waiting && stands(Safeguard::VouchNotWaiting) {
             return Err("there is a hold order here".to_owned());
         }
         self.vouched_until = self.vouched_until.max(until);
@@ -40,13 +42,15 @@ impl Slot {
 
     /// R6 (c): `by` has vouched for a lease of `ttl` from `sent`, when it was asked. True if the lease was extended by it.
     pub(crate) fn vouched(&mut self, by: &HostName, epoch: Epoch, sent: Millis, ttl: Duration) -> bool {
-        let Some(held) = self.hold.as_mut().filter(|h| h.order.epoch == epoch && h.order.granters.contains(by)) else {
+        let Some(held) = self.hold.as_mut().filter(|h| h.order.granters.contains(by)) else { return false };
+        if held.order.epoch != epoch && stands(Safeguard::VouchOfThisEpoch) {
             return false;
-        };
+        }
         let until = sent + ttl;
         let longest = held.vouches.entry(by.clone()).or_insert(until);
         *longest = until.max(*longest);
-        match held.order.granters.iter().map(|g| held.vouches.get(g)).min() {
+        let granters = held.order.granters.iter().map(|g| held.vouches.get(g));
+        match granters.filter(|vouch| vouch.is_some() || stands(Safeguard::EveryGranter)).min() {
             Some(Some(first)) => {
                 let until = *first;
                 held.extend(until)

@@ -13,6 +13,8 @@ mod invariants;
 pub mod io;
 #[cfg(feature = "model")]
 pub mod model;
+#[cfg(feature = "model")]
+pub mod model;
 mod orders;
 mod roles;
 mod slot;
