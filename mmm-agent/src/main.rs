@@ -10,9 +10,12 @@
 mod arp;
 mod clock;
 mod disk;
+mod lines;
 mod monitor_link;
 mod mysql;
 mod netlink;
+mod peer_link;
+mod peers;
 mod probe;
 mod runtime;
 mod sockets;
@@ -50,6 +53,8 @@ struct Arguments {
     check_config: bool,
 }
 
+/// What other agents have said and is not handled yet; then their connections are simply not read any further.
+const WAITING_OF_AGENTS: usize = 64;
 /// The exit code for a configuration with mistakes.
 const BAD_CONFIG: u8 = 2;
 
@@ -164,8 +169,13 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     let (inputs, database) = mpsc::unbounded_channel();
     let prober = probe::Prober::new(addresses.clone(), inputs.clone());
     let server = mysql::Database::start(Arc::clone(config), inputs);
-    let myself = monitor_link::Myself { host: config.this.clone(), boot };
-    let (link, monitor) = monitor_link::MonitorLink::start(SocketAddr::new(host.ip, host.agent_port), myself);
+    let hosts = config.cluster.hosts.iter().map(|(name, host)| (name.clone(), host.ip)).collect();
+    let myself = monitor_link::Myself { host: config.this.clone(), boot, hosts };
+    let refusals = lines::Refusals::default();
+    let (from_agents, agents) = mpsc::channel(WAITING_OF_AGENTS);
+    let peers = peers::Peers::start(&config.this, &config.cluster, &refusals, &from_agents);
+    let port = SocketAddr::new(host.ip, host.agent_port);
+    let (link, monitor) = monitor_link::MonitorLink::start(port, myself, refusals, from_agents);
 
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -182,8 +192,9 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
         refusing: Default::default(),
         addresses,
         link,
+        peers,
         server: Box::new(move |step| server.queue(step)),
-        inbox: Inbox { signals, database, kernel, monitor },
+        inbox: Inbox { signals, database, kernel, monitor, agents },
         alarm: clock::Alarm::new().context("making a timer on CLOCK_BOOTTIME")?,
         watchdog: sd_notify::watchdog_enabled(),
     }

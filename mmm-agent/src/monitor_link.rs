@@ -1,32 +1,31 @@
-//! The agent's end of the connection to the monitor: listens, checks the hello, turns lines into inputs and reports
-//! into lines.
+//! The agent's port: listens, checks the hello of whoever connects, and is the agent's end of the connection to the
+//! monitor: lines become inputs, and reports lines. Other agents that say hello go on in `peer_link`.
 //!
 //! Whoever can reach the port can send bytes here, so everything is bounded: how many have not said hello, for how
 //! long, the length of a line, the lines that wait to be sent, and the log lines about refusals. Nothing here ever
 //! makes the loop wait for the other side.
 
-use mmm_agent_core::io::Input;
+use crate::lines::{self, Ended, Reading, Refusals, shortened};
+use crate::peer_link::PeerLink;
+use mmm_agent_core::io::{AskId, Input};
 use mmm_common::epoch::Boot;
-use mmm_common::frame::LineDecoder;
 use mmm_common::ids::HostName;
 use mmm_common::report::Report;
-use mmm_common::wire::{self, FromAgent, MAX_LINE, PROTOCOL, ToAgent};
-use nix::sys::socket::{setsockopt, sockopt};
-use std::collections::VecDeque;
-use std::io;
-use std::net::SocketAddr;
+use mmm_common::vouch::VouchAnswer;
+use mmm_common::wire::{self, FromAgent, PROTOCOL, ToAgent};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 /// From the connection to the whole hello.
 const HELLO_TIME: Duration = Duration::from_secs(2);
-/// For one line to go out. A monitor that does not take it has to connect anew.
-const WRITE_TIME: Duration = Duration::from_secs(2);
 /// Connections that have not said hello. One more pushes out the oldest, so that silent ones cannot keep the monitor
 /// away.
 const STRANGERS: usize = 16;
@@ -37,14 +36,16 @@ const WAITING_INPUTS: usize = 64;
 /// Sent data that nobody acknowledges for so long ends the connection: the other machine is gone.
 const DEAD_AFTER: Duration = Duration::from_secs(5);
 
-/// What the agent says of itself.
+/// What the agent says of itself, and whom it knows.
 #[derive(Clone, Debug)]
 pub(crate) struct Myself {
     pub(crate) host: HostName,
     pub(crate) boot: Boot,
+    /// Every configured host's own address: another agent is believed only when it comes from there.
+    pub(crate) hosts: BTreeMap<HostName, IpAddr>,
 }
 
-/// The one connection to a monitor, if there is one.
+/// The port, the one connection to a monitor, if there is one, and those of other agents.
 pub(crate) struct MonitorLink {
     shared: Arc<Shared>,
     listening: AbortHandle,
@@ -53,6 +54,8 @@ pub(crate) struct MonitorLink {
 struct Shared {
     myself: Myself,
     inputs: mpsc::Sender<Input>,
+    peers: PeerLink,
+    refusals: Refusals,
     state: Mutex<State>,
 }
 
@@ -60,7 +63,6 @@ struct Shared {
 struct State {
     monitor: Option<Connected>,
     strangers: VecDeque<(u64, JoinHandle<()>)>,
-    refusals: Quiet,
     next_id: u64,
 }
 
@@ -71,11 +73,18 @@ struct Connected {
 }
 
 impl MonitorLink {
-    /// Listens on `at` from now on, and tries each second again while that fails. What is heard comes out of the
-    /// receiver: `MonitorUp`, `Order`, `MonitorDown`. A newer monitor replaces an older one without a `MonitorDown`.
-    pub(crate) fn start(at: SocketAddr, myself: Myself) -> (MonitorLink, mpsc::Receiver<Input>) {
+    /// Listens on `at` from now on, and tries each second again while that fails. What the monitor says comes out of the
+    /// receiver: `MonitorUp`, `Order`, `MonitorDown`. A newer monitor replaces an older one without a `MonitorDown`. What
+    /// other agents ask goes into `asked`.
+    pub(crate) fn start(
+        at: SocketAddr,
+        myself: Myself,
+        refusals: Refusals,
+        asked: mpsc::Sender<Input>,
+    ) -> (MonitorLink, mpsc::Receiver<Input>) {
         let (inputs, heard) = mpsc::channel(WAITING_INPUTS);
-        let shared = Arc::new(Shared { myself, inputs, state: Mutex::default() });
+        let shared =
+            Arc::new(Shared { myself, inputs, peers: PeerLink::new(asked), refusals, state: Mutex::default() });
         let listening = tokio::spawn(listen(at, Arc::clone(&shared))).abort_handle();
         (MonitorLink { shared, listening }, heard)
     }
@@ -91,9 +100,15 @@ impl MonitorLink {
         }
     }
 
+    /// Answers another agent, if the connection that asked is still there.
+    pub(crate) fn answer(&self, ask: AskId, answer: VouchAnswer) {
+        self.shared.peers.answer(ask, answer);
+    }
+
     /// Lets the last reports go out and closes, within one second.
     pub(crate) async fn close(self) {
         self.listening.abort();
+        self.shared.peers.close();
         let monitor = self.shared.state().monitor.take();
         if let Some(Connected { lines, mut task, .. }) = monitor {
             drop(lines);
@@ -154,7 +169,7 @@ fn welcome(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
         && let Some((_, oldest)) = state.strangers.pop_front()
     {
         oldest.abort();
-        state.refusals.warn(peer, "too many connections without a hello; the oldest one was closed");
+        shared.refusals.warn(peer, "too many connections without a hello on the agent's port; the oldest was closed");
     }
     let task = tokio::spawn(serve(Arc::clone(shared), id, stream, peer));
     state.strangers.push_back((id, task));
@@ -162,153 +177,153 @@ fn welcome(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
 
 /// One connection, from its first byte to its end.
 async fn serve(shared: Arc<Shared>, id: u64, stream: TcpStream, peer: SocketAddr) {
-    let mut lines = Lines { stream, decoder: LineDecoder::new(MAX_LINE) };
-    let hello = match timeout(HELLO_TIME, hello(&mut lines, &shared.myself)).await {
+    let (mut reading, mut writing) = match lines::split(stream, DEAD_AFTER) {
+        Ok(halves) => halves,
+        Err(e) => {
+            shared.state().leaves_strangers(id);
+            return tracing::debug!(%peer, "connection over: {e}");
+        }
+    };
+    let hello = match timeout(HELLO_TIME, hello(&mut reading, &mut writing, &shared.myself, peer)).await {
         Ok(hello) => hello,
         Err(_) => Err(Ended::Refused(format!("no hello within {} s", HELLO_TIME.as_secs()))),
     };
-    if let Err(ended) = hello {
-        shared.state().forget_stranger(id);
-        refuse(&shared, lines.stream, peer, ended).await;
-        return;
-    }
-    let (sender, waiting) = mpsc::channel(WAITING_LINES);
-    if !shared.state().becomes_monitor(id, sender) {
-        return;
-    }
-    tracing::info!(%peer, "the monitor has connected");
-    if shared.inputs.send(Input::MonitorUp).await.is_err() {
-        return;
-    }
-    let Lines { stream, decoder } = lines;
-    let (mut reading, mut writing) = stream.into_split();
-    let ended = tokio::select! {
-        ended = hear(&mut reading, decoder, &shared.inputs) => ended,
-        ended = speak(&mut writing, waiting) => ended,
+    // Without a place among the strangers any more, this task is being ended.
+    let Some(task) = shared.state().leaves_strangers(id) else { return };
+    let ended = match hello {
+        Err(ended) => ended,
+        Ok(Caller::Monitor) => shared.serve_monitor(id, task, peer, &mut reading, &mut writing).await,
+        Ok(Caller::Agent(from)) => {
+            tracing::debug!(%peer, "the agent of {from} has connected and may ask for vouches");
+            let waiting = shared.peers.connected(&from, id, task);
+            shared.peers.serve(&from, id, &mut reading, &mut writing, waiting).await
+        }
     };
-    // Nothing to tell when this connection was replaced or closed from our side.
-    let mine = shared.state().monitor.take_if(|m| m.id == id).is_some();
-    let why = ended.to_string();
-    if mine {
-        tracing::warn!(%peer, "the connection to the monitor has ended: {why}");
-        let _ = shared.inputs.send(Input::MonitorDown { why }).await;
-    }
-    if let Ok(stream) = reading.reunite(writing) {
-        refuse(&shared, stream, peer, ended).await;
+    refuse(&shared.refusals, reading, writing, peer, ended).await;
+}
+
+impl Shared {
+    /// Takes the place of an older monitor. Aborting that one's task closes its connection, and it gets no further
+    /// word to the core: the runtime has one thread, so it is not in the middle of one.
+    async fn serve_monitor(
+        &self,
+        id: u64,
+        task: JoinHandle<()>,
+        peer: SocketAddr,
+        reading: &mut Reading,
+        writing: &mut OwnedWriteHalf,
+    ) -> Ended {
+        let (lines, waiting) = mpsc::channel(WAITING_LINES);
+        let old = self.state().monitor.replace(Connected { id, lines, task });
+        if let Some(old) = old {
+            tracing::info!("a newer connection of the monitor replaces the older one");
+            old.task.abort();
+        }
+        tracing::info!(%peer, "the monitor has connected");
+        if self.inputs.send(Input::MonitorUp).await.is_err() {
+            return Ended::Closed;
+        }
+        let ended = tokio::select! {
+            ended = hear(reading, &self.inputs) => ended,
+            ended = lines::speak(writing, waiting) => ended,
+        };
+        // Nothing to tell when this connection was replaced or closed from our side.
+        let mine = self.state().monitor.take_if(|m| m.id == id).is_some();
+        if mine {
+            let why = ended.to_string();
+            tracing::warn!(%peer, "the connection to the monitor has ended: {why}");
+            let _ = self.inputs.send(Input::MonitorDown { why }).await;
+        }
+        ended
     }
 }
 
 impl State {
-    fn forget_stranger(&mut self, id: u64) {
-        self.strangers.retain(|(stranger, _)| *stranger != id);
-    }
-
-    /// Takes the place of an older monitor. Aborting that one's task closes its connection, and it gets no further
-    /// word to the core: the runtime has one thread, so it is not in the middle of one.
-    fn becomes_monitor(&mut self, id: u64, lines: mpsc::Sender<String>) -> bool {
-        let Some(at) = self.strangers.iter().position(|(stranger, _)| *stranger == id) else { return false };
-        let Some((_, task)) = self.strangers.remove(at) else { return false };
-        if let Some(old) = self.monitor.replace(Connected { id, lines, task }) {
-            tracing::info!("a newer connection of the monitor replaces the older one");
-            old.task.abort();
-        }
-        true
+    fn leaves_strangers(&mut self, id: u64) -> Option<JoinHandle<()>> {
+        let at = self.strangers.iter().position(|(stranger, _)| *stranger == id)?;
+        self.strangers.remove(at).map(|(_, task)| task)
     }
 }
 
-/// Why a connection is over.
-#[derive(Debug)]
-enum Ended {
-    /// The other side broke the rules: it is told so.
-    Refused(String),
-    /// It closed, broke, or does not take what we send.
-    Lost(String),
-    /// We closed it.
-    Closed,
-}
-
-impl std::fmt::Display for Ended {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Ended::Refused(why) => write!(f, "refused: {why}"),
-            Ended::Lost(why) => f.write_str(why),
-            Ended::Closed => f.write_str("closed by this agent"),
-        }
-    }
-}
-
-impl From<io::Error> for Ended {
-    fn from(e: io::Error) -> Self {
-        Ended::Lost(e.to_string())
-    }
-}
-
-struct Lines {
-    stream: TcpStream,
-    decoder: LineDecoder,
+/// Who has said a right hello.
+enum Caller {
+    Monitor,
+    Agent(HostName),
 }
 
 /// The other side's hello, checked and answered.
-async fn hello(lines: &mut Lines, myself: &Myself) -> Result<(), Ended> {
-    // Both ends need it, or every exchange waits for a delayed acknowledgement (43 ms instead of 56 µs).
-    lines.stream.set_nodelay(true)?;
-    let dead_after = u32::try_from(DEAD_AFTER.as_millis()).unwrap_or(u32::MAX);
-    setsockopt(&lines.stream, sockopt::TcpUserTimeout, &dead_after).map_err(io::Error::from)?;
-    let line = loop {
-        if let Some(line) = next_line(&mut lines.decoder)? {
-            break line;
-        }
-        read_more(&mut lines.stream, &mut lines.decoder).await?;
-    };
-    check_hello(&line, myself).map_err(Ended::Refused)?;
+async fn hello(
+    reading: &mut Reading,
+    writing: &mut OwnedWriteHalf,
+    myself: &Myself,
+    peer: SocketAddr,
+) -> Result<Caller, Ended> {
+    let line = reading.line().await?;
+    let caller = check_hello(&line, myself, peer.ip()).map_err(Ended::Refused)?;
     let answer = FromAgent::Hello {
         protocol: PROTOCOL,
         host: myself.host.clone(),
         boot: myself.boot,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let answer = wire::to_line(&answer).map_err(|e| Ended::Lost(e.to_string()))?;
-    lines.stream.write_all(answer.as_bytes()).await?;
-    Ok(())
+    lines::write(writing, &wire::to_line(&answer)?).await?;
+    Ok(caller)
 }
 
-fn check_hello(line: &str, myself: &Myself) -> Result<(), String> {
+fn check_hello(line: &str, myself: &Myself, came_from: IpAddr) -> Result<Caller, String> {
     // The number first and by itself: a hello of another version may look different in everything else.
     let number = serde_json::from_str::<serde_json::Value>(line).ok().and_then(|v| v.get("protocol")?.as_u64());
     if let Some(protocol) = number.filter(|p| *p != u64::from(PROTOCOL)) {
         return Err(format!(
-            "the monitor speaks protocol {protocol}, this agent (version {}) protocol {PROTOCOL}; bring both to the \
+            "the other side speaks protocol {protocol}, this agent (version {}) protocol {PROTOCOL}; bring both to the \
              same version",
             env!("CARGO_PKG_VERSION")
         ));
     }
     match serde_json::from_str(line) {
-        Ok(ToAgent::Hello { host, .. }) if host == myself.host => Ok(()),
+        Ok(ToAgent::Hello { host, .. }) if host == myself.host => Ok(Caller::Monitor),
         Ok(ToAgent::Hello { host, .. }) => Err(format!(
             "the monitor wants host '{host}', but this is the agent of '{}'; compare the ip of both hosts in the \
              monitor's configuration, and 'this' in mmm_agent.toml",
             myself.host
         )),
+        Ok(ToAgent::PeerHello { host, from, .. }) => check_agent(&host, from, myself, came_from),
         Ok(ToAgent::Order(_)) => Err("an order came before the hello".to_owned()),
-        Ok(ToAgent::PeerHello { from, .. }) => Err(format!("'{from}' cannot be vouched for here")),
         Ok(ToAgent::Vouch(_)) => Err("a request to vouch came before the hello".to_owned()),
         Err(e) => Err(format!("the first line is no hello ({e}): {}", shortened(line))),
     }
 }
 
+/// Its configured address is all that can be checked of another agent.
+fn check_agent(host: &HostName, from: HostName, myself: &Myself, came_from: IpAddr) -> Result<Caller, String> {
+    if *host != myself.host {
+        return Err(format!(
+            "the agent of '{from}' wants host '{host}', but this is the agent of '{}'; use the same mmm_common.toml on \
+             all hosts",
+            myself.host
+        ));
+    }
+    if from == myself.host {
+        return Err(format!(
+            "another agent says that it is '{from}', which is this one; compare 'this' in mmm_agent.toml"
+        ));
+    }
+    match myself.hosts.get(&from) {
+        None => {
+            Err(format!("an agent says that it is '{from}', and there is no [host.{from}] in the configuration here"))
+        }
+        Some(ip) if *ip != came_from => {
+            Err(format!("an agent says that it is '{from}', whose ip is {ip}, and it has come from {came_from}"))
+        }
+        Some(_) => Ok(Caller::Agent(from)),
+    }
+}
+
 /// Orders, one after the other, until the connection ends.
-async fn hear(
-    reading: &mut (impl AsyncReadExt + Unpin),
-    mut decoder: LineDecoder,
-    inputs: &mpsc::Sender<Input>,
-) -> Ended {
+async fn hear(reading: &mut Reading, inputs: &mpsc::Sender<Input>) -> Ended {
     loop {
-        let line = match next_line(&mut decoder) {
-            Ok(Some(line)) => line,
-            Ok(None) => match read_more(reading, &mut decoder).await {
-                Ok(()) => continue,
-                Err(ended) => return ended,
-            },
+        let line = match reading.line().await {
+            Ok(line) => line,
             Err(ended) => return ended,
         };
         match serde_json::from_str(&line) {
@@ -320,116 +335,98 @@ async fn hear(
             Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. }) => {
                 return Ended::Refused("a second hello on the same connection".to_owned());
             }
-            Ok(ToAgent::Vouch(_)) => return Ended::Refused("a monitor asks nobody to vouch".to_owned()),
+            Ok(ToAgent::Vouch(_)) => {
+                return Ended::Refused("the monitor asked for a vouch; only another agent may".to_owned());
+            }
             Err(e) => return Ended::Refused(format!("a line is no order ({e}): {}", shortened(&line))),
         }
     }
 }
 
-/// Reports, one after the other, until nobody sends any more or one does not go out in time.
-async fn speak(writing: &mut (impl AsyncWriteExt + Unpin), mut waiting: mpsc::Receiver<String>) -> Ended {
-    while let Some(line) = waiting.recv().await {
-        match timeout(WRITE_TIME, writing.write_all(line.as_bytes())).await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return e.into(),
-            Err(_) => {
-                return Ended::Lost(format!("it did not take a report within {} s", WRITE_TIME.as_secs()));
-            }
-        }
-    }
-    let _ = timeout(WRITE_TIME, writing.shutdown()).await;
-    Ended::Closed
-}
-
-fn next_line(decoder: &mut LineDecoder) -> Result<Option<String>, Ended> {
-    decoder.next_line().map_err(|e| Ended::Refused(e.to_string()))
-}
-
-async fn read_more(reading: &mut (impl AsyncReadExt + Unpin), decoder: &mut LineDecoder) -> Result<(), Ended> {
-    let mut bytes = [0u8; 8192];
-    match reading.read(&mut bytes).await? {
-        0 => Err(Ended::Lost("the other side closed it".to_owned())),
-        n => {
-            decoder.push(&bytes[..n]);
-            Ok(())
-        }
-    }
-}
-
 /// Says why, if the other side broke the rules, and closes.
-async fn refuse(shared: &Shared, mut stream: TcpStream, peer: SocketAddr, ended: Ended) {
+async fn refuse(
+    refusals: &Refusals,
+    mut reading: Reading,
+    mut writing: OwnedWriteHalf,
+    peer: SocketAddr,
+    ended: Ended,
+) {
     let why = match ended {
         Ended::Refused(why) => why,
         // Port scans and health checks; not worth more.
         Ended::Lost(why) => return tracing::debug!(%peer, "connection over: {why}"),
         Ended::Closed => return,
     };
-    shared.state().refusals.warn(peer, &why);
-    let Ok(line) = wire::to_line(&FromAgent::Refused { why }) else { return };
+    refusals.warn(peer, &format!("refused a connection on the agent's port: {why}"));
     let _ = timeout(Duration::from_secs(1), async {
-        stream.write_all(line.as_bytes()).await?;
-        stream.shutdown().await?;
+        lines::write(&mut writing, &wire::to_line(&FromAgent::Refused { why })?).await?;
+        writing.shutdown().await?;
         // Closing with unread bytes would send a reset, and that can overtake the line. Bounded by this second, and
         // by not keeping anything.
-        let mut rest = [0u8; 8192];
-        while stream.read(&mut rest).await? > 0 {}
-        io::Result::Ok(())
+        reading.drain().await?;
+        Ok::<(), Ended>(())
     })
     .await;
-}
-
-fn shortened(line: &str) -> String {
-    let start: String = line.chars().take(60).collect();
-    if start.len() < line.len() { format!("{start:?}…") } else { format!("{start:?}") }
-}
-
-/// At most one log line a second about refused connections, with a count of those that were left out.
-#[derive(Default)]
-struct Quiet {
-    last: Option<Instant>,
-    left_out: u64,
-}
-
-impl Quiet {
-    fn warn(&mut self, peer: SocketAddr, why: &str) {
-        if let Some(left_out) = self.counts(Instant::now()) {
-            tracing::warn!(%peer, left_out, "refused a connection on the agent's port: {why}");
-        }
-    }
-
-    /// How many were left out since the last line, if now is the time for another one.
-    fn counts(&mut self, now: Instant) -> Option<u64> {
-        if self.last.is_some_and(|last| now.duration_since(last) < Duration::from_secs(1)) {
-            self.left_out += 1;
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.left_out))
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mmm_common::epoch::Anchor;
+    use mmm_common::epoch::{Anchor, Epoch};
     use mmm_common::order::{Order, ReplicationOrder};
     use mmm_common::report::ServerReport;
     use mmm_common::state::HostState;
-    use std::collections::BTreeMap;
+    use mmm_common::vouch::VouchRequest;
+    use mmm_common::wire::MAX_LINE;
     use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::net::TcpSocket;
+    use tokio::time::Instant;
 
     const HELLO: &str = r#"{"message":"hello","protocol":2,"host":"db1"}"#;
+    const PEER_HELLO: &str = r#"{"message":"peer_hello","protocol":2,"host":"db1","from":"db2"}"#;
+    /// Where db2 and db3 are configured to be, and where nobody is.
+    const DB2: &str = "127.0.0.2";
+    const DB3: &str = "127.0.0.3";
+    const ELSEWHERE: &str = "127.0.0.1";
+
+    /// An agent's port, and what came in by it.
+    struct Port {
+        at: SocketAddr,
+        link: MonitorLink,
+        inputs: mpsc::Receiver<Input>,
+        asked: mpsc::Receiver<Input>,
+        refusals: Refusals,
+    }
+
+    fn start_at(at: SocketAddr) -> Port {
+        let hosts = [("db1", ELSEWHERE), ("db2", DB2), ("db3", DB3)];
+        let hosts = hosts.into_iter().map(|(name, ip)| (name.into(), ip.parse().unwrap())).collect();
+        let (to_core, asked) = mpsc::channel(4);
+        let refusals = Refusals::default();
+        let myself = Myself { host: "db1".into(), boot: Boot(7), hosts };
+        let (link, inputs) = MonitorLink::start(at, myself, refusals.clone(), to_core);
+        Port { at, link, inputs, asked, refusals }
+    }
+
+    fn free() -> SocketAddr {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    }
 
     fn start() -> (SocketAddr, MonitorLink, mpsc::Receiver<Input>) {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let (link, inputs) = MonitorLink::start(free, Myself { host: "db1".into(), boot: Boot(7) });
-        (free, link, inputs)
+        let Port { at, link, inputs, .. } = start_at(free());
+        (at, link, inputs)
+    }
+
+    async fn connect(at: SocketAddr) -> BufReader<TcpStream> {
+        connect_from(ELSEWHERE, at).await
     }
 
     /// The listener comes up in a task of its own.
-    async fn connect(at: SocketAddr) -> BufReader<TcpStream> {
+    async fn connect_from(source: &str, at: SocketAddr) -> BufReader<TcpStream> {
         for _ in 0..300 {
-            if let Ok(stream) = TcpStream::connect(at).await {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+            if let Ok(stream) = socket.connect(at).await {
                 return BufReader::new(stream);
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -590,7 +587,7 @@ mod tests {
         }
         assert!(begin.elapsed() < Duration::from_secs(1), "sending never waits");
         let end = next(&mut inputs).await;
-        assert!(matches!(&end, Input::MonitorDown { why } if why.contains("did not take a report")), "{end:?}");
+        assert!(matches!(&end, Input::MonitorDown { why } if why.contains("did not take a message")), "{end:?}");
         monitor(at, &mut inputs).await;
     }
 
@@ -598,19 +595,176 @@ mod tests {
     async fn an_address_that_cannot_be_had_yet_is_tried_again() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let at = taken.local_addr().unwrap();
-        let (_link, mut inputs) = MonitorLink::start(at, Myself { host: "db1".into(), boot: Boot(7) });
+        let mut port = start_at(at);
         tokio::time::sleep(Duration::from_millis(50)).await;
         drop(taken);
-        monitor(at, &mut inputs).await;
+        monitor(at, &mut port.inputs).await;
     }
 
-    #[test]
-    fn one_line_a_second_says_how_many_were_left_out() {
-        let mut quiet = Quiet::default();
-        let start = Instant::now();
-        assert_eq!(quiet.counts(start), Some(0));
-        assert_eq!(quiet.counts(start + Duration::from_millis(1)), None);
-        assert_eq!(quiet.counts(start + Duration::from_millis(999)), None);
-        assert_eq!(quiet.counts(start + Duration::from_millis(1000)), Some(2));
+    async fn agent(port: &Port) -> BufReader<TcpStream> {
+        let mut stream = connect_from(DB2, port.at).await;
+        say(&mut stream, PEER_HELLO).await;
+        let hello = hear_line(&mut stream).await;
+        assert!(matches!(&hello, Some(FromAgent::Hello { host, .. }) if host.as_str() == "db1"), "{hello:?}");
+        stream
+    }
+
+    fn request(seq: u64) -> VouchRequest {
+        let addresses = BTreeMap::from([([10, 0, 0, 50].into(), Epoch(5))]);
+        VouchRequest { anchor: Anchor { boot: Boot(9), seq }, lease_ttl_ms: 3000, addresses }
+    }
+
+    fn answer(seq: u64) -> VouchAnswer {
+        let VouchRequest { anchor, lease_ttl_ms, addresses } = request(seq);
+        VouchAnswer { anchor, lease_ttl_ms, vouched: addresses, refused: BTreeMap::new() }
+    }
+
+    async fn ask(stream: &mut BufReader<TcpStream>, seq: u64) {
+        say(stream, wire::to_line(&ToAgent::Vouch(request(seq))).unwrap().trim()).await;
+    }
+
+    async fn asked(port: &mut Port) -> (AskId, u64) {
+        let input = next(&mut port.asked).await;
+        let Input::Asked { ask, from, request } = input else { panic!("{input:?}") };
+        assert_eq!(from.as_str(), "db2");
+        (ask, request.anchor.seq)
+    }
+
+    #[tokio::test]
+    async fn another_agent_asks_and_is_answered_beside_the_monitor() {
+        let mut port = start_at(free());
+        let mut seen_by_monitor = monitor(port.at, &mut port.inputs).await;
+        let mut db2 = agent(&port).await;
+        ask(&mut db2, 1).await;
+        ask(&mut db2, 2).await;
+        let (first, seq) = asked(&mut port).await;
+        assert_eq!(seq, 1);
+        let (second, seq) = asked(&mut port).await;
+        assert_eq!(seq, 2);
+        port.link.answer(first, answer(1));
+        port.link.answer(first, answer(99));
+        port.link.answer(second, answer(2));
+        for seq in [1, 2] {
+            assert_eq!(hear_line(&mut db2).await, Some(FromAgent::Vouch(answer(seq))), "each is answered once");
+        }
+        port.link.send(report(vec![]));
+        assert_eq!(hear_line(&mut seen_by_monitor).await, Some(FromAgent::Report(report(vec![]))));
+        assert!(port.inputs.try_recv().is_err(), "the monitor's queue has nothing of it");
+        assert_eq!(port.refusals.total(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_goes_only_to_the_connection_that_asked() {
+        let mut port = start_at(free());
+        let mut old = agent(&port).await;
+        ask(&mut old, 1).await;
+        let (id, _) = asked(&mut port).await;
+        let mut new = agent(&port).await;
+        assert_eq!(hear_line(&mut old).await, None, "the newer one replaces it");
+        port.link.answer(id, answer(1));
+        ask(&mut new, 2).await;
+        let (id, _) = asked(&mut port).await;
+        port.link.answer(id, answer(2));
+        assert_eq!(hear_line(&mut new).await, Some(FromAgent::Vouch(answer(2))));
+    }
+
+    async fn is_refused(stream: &mut BufReader<TcpStream>, why: &str) {
+        match hear_line(stream).await {
+            Some(FromAgent::Refused { why: said }) => assert!(said.contains(why), "'{why}' is not in: {said}"),
+            other => panic!("{why}: {other:?}"),
+        }
+        assert_eq!(hear_line(stream).await, None, "{why}");
+    }
+
+    #[tokio::test]
+    async fn forged_agents_are_refused_and_counted() {
+        let mut port = start_at(free());
+        let hello = |protocol: u32, host: &str, from: &str| {
+            wire::to_line(&ToAgent::PeerHello { protocol, host: host.into(), from: from.into() }).unwrap()
+        };
+        let vouch = wire::to_line(&ToAgent::Vouch(request(1))).unwrap();
+        let cases = [
+            (ELSEWHERE, hello(PROTOCOL, "db1", "db2"), "whose ip is 127.0.0.2, and it has come from 127.0.0.1"),
+            (DB3, hello(PROTOCOL, "db1", "db2"), "it has come from 127.0.0.3"),
+            (DB2, hello(PROTOCOL, "db1", "db9"), "there is no [host.db9]"),
+            (ELSEWHERE, hello(PROTOCOL, "db1", "db1"), "which is this one"),
+            (DB2, hello(PROTOCOL, "db3", "db2"), "wants host 'db3', but this is the agent of 'db1'"),
+            (DB2, hello(PROTOCOL + 1, "db1", "db2"), "speaks protocol 3"),
+            (DB2, vouch, "a request to vouch came before the hello"),
+        ];
+        for (count, (source, line, why)) in cases.iter().enumerate() {
+            let mut stream = connect_from(source, port.at).await;
+            say(&mut stream, line.trim()).await;
+            is_refused(&mut stream, why).await;
+            assert_eq!(port.refusals.total(), count as u64 + 1, "{why}");
+        }
+        assert!(port.asked.try_recv().is_err() && port.inputs.try_recv().is_err(), "none of them reached the core");
+    }
+
+    #[tokio::test]
+    async fn what_an_agent_may_not_say_ends_its_connection_and_no_other() {
+        let mut port = start_at(free());
+        let mut seen_by_monitor = monitor(port.at, &mut port.inputs).await;
+        let too_long = "x".repeat(MAX_LINE + 1);
+        let order = wire::to_line(&ToAgent::Order(order(1))).unwrap();
+        let cases = [
+            (order.trim(), "sent an order; only a monitor may"),
+            (PEER_HELLO, "a second hello"),
+            (HELLO, "a second hello"),
+            (r#"{"message":"vouch","anchor":{"boot":1}}"#, "a line is no request"),
+            ("\u{0}garbage", "a line is no request"),
+            (&too_long, "longer than 262144 bytes"),
+        ];
+        for (count, (line, why)) in cases.iter().enumerate() {
+            let mut db2 = agent(&port).await;
+            say(&mut db2, line).await;
+            is_refused(&mut db2, why).await;
+            assert_eq!(port.refusals.total(), count as u64 + 1, "{why}");
+        }
+        let mut db2 = agent(&port).await;
+        db2.get_mut().write_all(br#"{"message":"vouch","anch"#).await.unwrap();
+        db2.get_mut().shutdown().await.unwrap();
+        is_refused(&mut db2, "in the middle of a line").await;
+        assert_eq!(port.refusals.total(), cases.len() as u64 + 1);
+
+        assert!(port.asked.try_recv().is_err() && port.inputs.try_recv().is_err(), "nothing of it reached the core");
+        port.link.send(report(vec![]));
+        assert_eq!(hear_line(&mut seen_by_monitor).await, Some(FromAgent::Report(report(vec![]))));
+        agent(&port).await;
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_asks_without_end_is_closed() {
+        let mut port = start_at(free());
+        let mut db2 = agent(&port).await;
+        let lines: String = (0..1000).map(|seq| wire::to_line(&ToAgent::Vouch(request(seq))).unwrap()).collect();
+        db2.get_mut().write_all(lines.as_bytes()).await.unwrap();
+        let mut handled = 0;
+        while let Ok(Some(input)) = timeout(Duration::from_millis(300), port.asked.recv()).await {
+            assert!(matches!(input, Input::Asked { .. }), "{input:?}");
+            handled += 1;
+        }
+        assert!((100..1000).contains(&handled), "{handled}, each second 100 of them");
+        is_refused(&mut db2, "more than 100 times a second").await;
+        assert_eq!(port.refusals.total(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_speaks_as_an_agent_or_stops_within_a_line_is_refused_and_counted() {
+        let mut port = start_at(free());
+        let mut stream = monitor(port.at, &mut port.inputs).await;
+        ask(&mut stream, 1).await;
+        is_refused(&mut stream, "only another agent may").await;
+        let end = next(&mut port.inputs).await;
+        assert!(matches!(&end, Input::MonitorDown { why } if why.contains("asked for a vouch")), "{end:?}");
+
+        let mut stream = monitor(port.at, &mut port.inputs).await;
+        let line = wire::to_line(&ToAgent::Order(order(1))).unwrap();
+        stream.get_mut().write_all(&line.as_bytes()[..line.len() / 2]).await.unwrap();
+        stream.get_mut().shutdown().await.unwrap();
+        is_refused(&mut stream, "in the middle of a line").await;
+        assert!(matches!(next(&mut port.inputs).await, Input::MonitorDown { .. }));
+        assert_eq!(port.refusals.total(), 2);
+        assert!(port.asked.try_recv().is_err() && port.inputs.try_recv().is_err());
     }
 }

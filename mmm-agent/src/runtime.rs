@@ -9,6 +9,7 @@ use crate::clock::{self, Alarm};
 use crate::disk::Disk;
 use crate::monitor_link::MonitorLink;
 use crate::netlink::{Addresses, Change};
+use crate::peers::Peers;
 use crate::probe::Prober;
 use crate::sockets;
 use crate::turn_away::{Refusing, TurnAway};
@@ -92,6 +93,7 @@ pub(crate) struct Runtime<C, D> {
     /// Addresses that were here a moment ago.
     pub(crate) refusing: BTreeMap<IpAddr, Refusing>,
     pub(crate) link: MonitorLink,
+    pub(crate) peers: Peers,
     /// Takes server steps; never waits.
     pub(crate) server: Box<dyn Fn(Step)>,
     pub(crate) inbox: Inbox,
@@ -106,6 +108,8 @@ pub(crate) struct Inbox {
     pub(crate) database: UnboundedReceiver<Input>,
     pub(crate) kernel: UnboundedReceiver<Change>,
     pub(crate) monitor: Receiver<Input>,
+    /// What other agents ask and answer.
+    pub(crate) agents: Receiver<Input>,
 }
 
 enum Event {
@@ -126,6 +130,7 @@ impl Inbox {
                     Some(input) = self.database.recv() => Event::Input(input),
                     Some(change) = self.kernel.recv() => Event::Kernel(change),
                     Some(input) = self.monitor.recv() => Event::Input(input),
+                    Some(input) = self.agents.recv() => Event::Input(input),
                     else => std::future::pending().await,
                 }
             } => event,
@@ -239,8 +244,8 @@ impl<C: Decide, D: Save> Runtime<C, D> {
                     }
                     Output::LookUp { asked } => inputs.push_back(self.look_up(asked).await),
                     Output::Send(report) => self.link.send(report),
-                    Output::Ask { to, .. } => tracing::debug!("{to} cannot be asked"),
-                    Output::Vouch { ask, .. } => tracing::debug!(?ask, "nobody to answer"),
+                    Output::Ask { to, request } => self.peers.ask(&to, *request),
+                    Output::Vouch { ask, answer } => self.link.answer(ask, *answer),
                     Output::Do(step) => inputs.extend(self.carry_out(step).await),
                     Output::Audit(audit) => log(audit),
                     Output::Exit => return Ok(true),
@@ -390,6 +395,7 @@ fn log(audit: Audit) {
 #[expect(clippy::wildcard_enum_match_arm, reason = "a scripted core has nothing to say about other inputs")]
 mod tests {
     use super::*;
+    use crate::lines::Refusals;
     use crate::monitor_link::Myself;
     use crate::testnet::TwoHosts;
     use mmm_common::epoch::Boot;
@@ -446,7 +452,9 @@ mod tests {
         let (database, database_out) = mpsc::unbounded_channel();
         let (_, kernel) = mpsc::unbounded_channel();
         let at = "127.0.0.1:9989".parse().unwrap();
-        let (link, monitor) = MonitorLink::start(at, Myself { host: "db1".into(), boot: Boot(1) });
+        let myself = Myself { host: "db1".into(), boot: Boot(1), hosts: BTreeMap::new() };
+        let (from_agents, agents) = mpsc::channel(1);
+        let (link, monitor) = MonitorLink::start(at, myself, Refusals::default(), from_agents);
         let wires = Wires {
             signals,
             database,
@@ -463,8 +471,9 @@ mod tests {
             refusing: BTreeMap::new(),
             addresses,
             link,
+            peers: Peers::default(),
             server: Box::new(move |step| queued.borrow_mut().push(step)),
-            inbox: Inbox { signals: signals_out, database: database_out, kernel, monitor },
+            inbox: Inbox { signals: signals_out, database: database_out, kernel, monitor, agents },
             alarm: Alarm::new().unwrap(),
             watchdog: None,
         };

@@ -1,0 +1,267 @@
+//! Asking the other agents to vouch for this host's roles (safety.md, R6): one kept connection to each host that shares a
+//! role with this one.
+//!
+//! The source is always this host's own configured address, never a role address: that is what the other side knows this
+//! host by, and a role address leaves. Only the newest request is ever sent: an older one that waits is worth less. An
+//! answer is passed on only when it answers what was asked on the same connection, with the same addresses and times.
+
+use crate::lines::{self, Ended, Reading, Refusals, shortened};
+use mmm_agent_core::io::Input;
+use mmm_common::config::Cluster;
+use mmm_common::ids::HostName;
+use mmm_common::vouch::{VouchAnswer, VouchRequest};
+use mmm_common::wire::{self, FromAgent, PROTOCOL, ToAgent};
+use socket2::{SockRef, TcpKeepalive};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+/// For a connection to be there, and again for the hello to come.
+const REACH_TIME: Duration = Duration::from_secs(1);
+
+/// The connections to all peers. They are tried again for ever, and end when this is dropped.
+#[derive(Default)]
+pub(crate) struct Peers {
+    peers: BTreeMap<HostName, Asking>,
+}
+
+struct Asking {
+    /// The newest request; the one before is replaced, sent or not.
+    newest: watch::Sender<Option<Arc<VouchRequest>>>,
+    task: AbortHandle,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Peers {
+    /// Begins to connect at once. What happens comes as `PeerUp`, `PeerDown` and `Vouched`.
+    pub(crate) fn start(me: &HostName, cluster: &Cluster, refusals: &Refusals, inputs: &mpsc::Sender<Input>) -> Peers {
+        let shares_a_role =
+            |host: &HostName| cluster.roles.values().any(|role| role.hosts.contains(me) && role.hosts.contains(host));
+        let Some(from) = cluster.hosts.get(me).map(|host| host.ip) else { return Peers::default() };
+        let others = cluster.hosts.iter().filter(|(name, _)| *name != me && shares_a_role(name));
+        let peers = others
+            .map(|(name, host)| {
+                let (newest, requests) = watch::channel(None);
+                let peer = Peer {
+                    me: me.clone(),
+                    from,
+                    host: name.clone(),
+                    at: SocketAddr::new(host.ip, host.agent_port),
+                    ttl: cluster.lease_ttl,
+                    requests,
+                    inputs: inputs.clone(),
+                    refusals: refusals.clone(),
+                };
+                let task = tokio::spawn(peer.run()).abort_handle();
+                (name.clone(), Asking { newest, task })
+            })
+            .collect();
+        Peers { peers }
+    }
+
+    /// Asks if connected, and never waits.
+    pub(crate) fn ask(&self, to: &HostName, request: VouchRequest) {
+        match self.peers.get(to) {
+            Some(peer) => drop(peer.newest.send_replace(Some(Arc::new(request)))),
+            None => tracing::debug!("'{to}' is to vouch, and shares no role with this host in the configuration here"),
+        }
+    }
+}
+
+/// One other agent, as its task sees it.
+struct Peer {
+    me: HostName,
+    from: IpAddr,
+    host: HostName,
+    at: SocketAddr,
+    ttl: Duration,
+    requests: watch::Receiver<Option<Arc<VouchRequest>>>,
+    inputs: mpsc::Sender<Input>,
+    refusals: Refusals,
+}
+
+impl Peer {
+    async fn run(mut self) {
+        // Several times within a lease: a restart of the other agent must not cost this host its roles.
+        let pause = (self.ttl / 6).clamp(Duration::from_millis(100), Duration::from_secs(1));
+        let mut told: Option<String> = None;
+        loop {
+            let ended = match self.connect().await {
+                Ok((reading, writing)) => {
+                    // What waited was meant for earlier; the core asks anew when it hears of the connection.
+                    self.requests.mark_unchanged();
+                    told = None;
+                    if self.inputs.send(Input::PeerUp { host: self.host.clone() }).await.is_err() {
+                        return;
+                    }
+                    self.talk(reading, writing).await
+                }
+                Err(ended) => ended,
+            };
+            if let Ended::Refused(why) = &ended {
+                self.refusals.warn(self.at, &format!("refused what the agent of {} said: {why}", self.host));
+            }
+            let why = ended.to_string();
+            if told.as_ref() != Some(&why) {
+                told = Some(why.clone());
+                if self.inputs.send(Input::PeerDown { host: self.host.clone(), why }).await.is_err() {
+                    return;
+                }
+            }
+            sleep(pause).await;
+        }
+    }
+
+    /// Connected means that the other side's hello has come and was right.
+    async fn connect(&self) -> Result<(Reading, OwnedWriteHalf), Ended> {
+        let (mut reading, mut writing) = lines::split(self.reach().await?, self.ttl)?;
+        let hello = ToAgent::PeerHello { protocol: PROTOCOL, host: self.host.clone(), from: self.me.clone() };
+        lines::write(&mut writing, &wire::to_line(&hello)?).await?;
+        let within = || Ended::Lost(format!("it did not say hello within {} s", REACH_TIME.as_secs()));
+        let line = timeout(REACH_TIME, reading.line()).await.map_err(|_| within())??;
+        self.check_hello(&line)?;
+        Ok((reading, writing))
+    }
+
+    async fn reach(&self) -> Result<TcpStream, Ended> {
+        let socket = if self.at.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        let own = |e: io::Error| Ended::Lost(format!("this host's own address {} cannot be used: {e}", self.from));
+        socket.bind(SocketAddr::new(self.from, 0)).map_err(own)?;
+        let stream = match timeout(REACH_TIME, socket.connect(self.at)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(e)) => return Err(Ended::Lost(format!("connecting to {}: {e}", self.at))),
+            Err(_) => {
+                return Err(Ended::Lost(format!(
+                    "connecting to {}: no answer within {} s",
+                    self.at,
+                    REACH_TIME.as_secs()
+                )));
+            }
+        };
+        // A host that asks nothing for a while still has to notice that the other machine has gone.
+        let alive = TcpKeepalive::new().with_time(REACH_TIME).with_interval(REACH_TIME);
+        SockRef::from(&stream).set_tcp_keepalive(&alive)?;
+        Ok(stream)
+    }
+
+    fn check_hello(&self, line: &str) -> Result<(), Ended> {
+        // The number first and by itself, as on the other side.
+        let number = serde_json::from_str::<serde_json::Value>(line).ok().and_then(|v| v.get("protocol")?.as_u64());
+        if let Some(protocol) = number.filter(|p| *p != u64::from(PROTOCOL)) {
+            let mine = env!("CARGO_PKG_VERSION");
+            return Err(Ended::Refused(format!(
+                "it speaks protocol {protocol}, this agent (version {mine}) protocol {PROTOCOL}; bring both to the same \
+                 version"
+            )));
+        }
+        match serde_json::from_str(line) {
+            Ok(FromAgent::Hello { host, .. }) if host == self.host => Ok(()),
+            Ok(FromAgent::Hello { host, .. }) => Err(Ended::Refused(format!(
+                "the agent at {} is that of '{host}'; compare the ip of both hosts in mmm_common.toml",
+                self.at
+            ))),
+            Ok(FromAgent::Refused { why }) => Err(Ended::Lost(format!("it refuses this agent: {why}"))),
+            Ok(FromAgent::Report(_) | FromAgent::Vouch(_)) => {
+                Err(Ended::Refused("the first line is no hello".to_owned()))
+            }
+            Err(e) => Err(Ended::Refused(format!("the first line is no hello ({e}): {}", shortened(line)))),
+        }
+    }
+
+    /// Requests out and answers in, until the connection ends.
+    async fn talk(&mut self, mut reading: Reading, mut writing: OwnedWriteHalf) -> Ended {
+        let mut asked = Asked::default();
+        loop {
+            let patience = asked.oldest().map(|at| at + self.ttl);
+            tokio::select! {
+                line = reading.line() => {
+                    let answer = match line.and_then(|line| self.read_answer(&line, &mut asked)) {
+                        Ok(answer) => answer,
+                        Err(ended) => return ended,
+                    };
+                    if self.inputs.send(Input::Vouched { by: self.host.clone(), answer }).await.is_err() {
+                        return Ended::Closed;
+                    }
+                }
+                changed = self.requests.changed() => {
+                    if changed.is_err() {
+                        return Ended::Closed;
+                    }
+                    let Some(request) = self.requests.borrow_and_update().clone() else { continue };
+                    if let Err(ended) = send(&mut writing, &request).await {
+                        return ended;
+                    }
+                    asked.note(request);
+                }
+                () = wait(patience) => {
+                    return Ended::Lost(format!("no answer to a request within {} ms", self.ttl.as_millis()));
+                }
+            }
+        }
+    }
+
+    fn read_answer(&self, line: &str, asked: &mut Asked) -> Result<VouchAnswer, Ended> {
+        match serde_json::from_str(line) {
+            Ok(FromAgent::Vouch(answer)) => asked.check(&answer).map(|()| answer).map_err(Ended::Refused),
+            Ok(FromAgent::Refused { why }) => Err(Ended::Lost(format!("it refuses this agent: {why}"))),
+            Ok(FromAgent::Hello { .. }) => Err(Ended::Refused("a second hello on the same connection".to_owned())),
+            Ok(FromAgent::Report(_)) => Err(Ended::Refused("a report; those are for the monitor".to_owned())),
+            Err(e) => Err(Ended::Refused(format!("a line is no answer ({e}): {}", shortened(line)))),
+        }
+    }
+}
+
+async fn send(writing: &mut OwnedWriteHalf, request: &VouchRequest) -> Result<(), Ended> {
+    lines::write(writing, &wire::to_line(&ToAgent::Vouch(request.clone()))?).await
+}
+
+async fn wait(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What was asked on one connection and not answered yet, oldest first. Answers come in the same order.
+#[derive(Default)]
+struct Asked(VecDeque<(Instant, Arc<VouchRequest>)>);
+
+impl Asked {
+    fn note(&mut self, request: Arc<VouchRequest>) {
+        self.0.push_back((Instant::now(), request));
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        self.0.front().map(|(at, _)| *at)
+    }
+
+    /// An answer gives a lease, so it must not say more than was asked. Each request is answered once.
+    fn check(&mut self, answer: &VouchAnswer) -> Result<(), String> {
+        let Some(at) = self.0.iter().position(|(_, request)| request.anchor == answer.anchor) else {
+            return Err(format!("an answer to request {}, which is not waited for", answer.anchor.seq));
+        };
+        let Some((_, request)) = self.0.drain(..=at).next_back() else { return Ok(()) };
+        if answer.lease_ttl_ms != request.lease_ttl_ms {
+            return Err(format!(
+                "it vouches for {} ms and was asked for {} ms",
+                answer.lease_ttl_ms, request.lease_ttl_ms
+            ));
+        }
+        match answer.vouched.iter().find(|(ip, epoch)| request.addresses.get(ip) != Some(epoch)) {
+            Some((ip, epoch)) => Err(format!("it vouches for {ip} at epoch {epoch} and was not asked for that")),
+            None => Ok(()),
+        }
+    }
+}
