@@ -13,8 +13,6 @@ mod invariants;
 pub mod io;
 #[cfg(feature = "model")]
 pub mod model;
-#[cfg(feature = "model")]
-pub mod model;
 mod orders;
 mod roles;
 mod slot;
