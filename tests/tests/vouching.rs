@@ -221,6 +221,7 @@ fn a_monitor_without_its_disk_waits_for_an_agent_that_does_not_answer_and_the_ho
     w.run(15_000);
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
     assert!(w.outage <= 100, "{} ms\n{}", w.outage, told(&w));
+    set_online(&mut w, "db2");
     w.command(Command::MoveRole { role: "writer".into(), host: "db2".into(), force: false });
     w.run(5_000);
     assert_eq!(w.holders(WRITER), ["db2"], "it can be moved again\n{}", told(&w));
