@@ -22,6 +22,7 @@ mod sockets;
 #[cfg(test)]
 mod testnet;
 mod turn_away;
+mod watchdog;
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -196,7 +197,8 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
         server: Box::new(move |step| server.queue(step)),
         inbox: Inbox { signals, database, kernel, monitor, agents },
         alarm: clock::Alarm::new().context("making a timer on CLOCK_BOOTTIME")?,
-        watchdog: sd_notify::watchdog_enabled(),
+        systemd_watchdog: sd_notify::watchdog_enabled(),
+        watchdog: watchdog::Watchdog::new(config.watchdog_device.clone()),
     }
     .run()
     .await

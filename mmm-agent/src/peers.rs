@@ -265,3 +265,242 @@ impl Asked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mmm_common::epoch::{Anchor, Boot, Epoch};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+
+    const TTL: Duration = Duration::from_secs(3);
+    const OURS: &str = "127.0.0.2";
+    const ROLE: &str = "10.0.0.50";
+
+    /// This agent, db1, and the place where the other one, db2, is to listen.
+    struct Fixture {
+        other: TcpListener,
+        newest: watch::Sender<Option<Arc<VouchRequest>>>,
+        inputs: mpsc::Receiver<Input>,
+        refusals: Refusals,
+        task: AbortHandle,
+    }
+
+    impl Drop for Fixture {
+        fn drop(&mut self) {
+            self.task.abort();
+        }
+    }
+
+    async fn start(ttl: Duration) -> Fixture {
+        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (newest, requests) = watch::channel(None);
+        let (sender, inputs) = mpsc::channel(16);
+        let refusals = Refusals::default();
+        let peer = Peer {
+            me: "db1".into(),
+            from: OURS.parse().unwrap(),
+            host: "db2".into(),
+            at: other.local_addr().unwrap(),
+            ttl,
+            requests,
+            inputs: sender,
+            refusals: refusals.clone(),
+        };
+        let task = tokio::spawn(peer.run()).abort_handle();
+        Fixture { other, newest, inputs, refusals, task }
+    }
+
+    impl Fixture {
+        async fn accept(&mut self) -> BufReader<TcpStream> {
+            let (stream, from) = soon(self.other.accept()).await.unwrap();
+            assert_eq!(from.ip().to_string(), OURS, "never by another address");
+            let mut stream = BufReader::new(stream);
+            let hello = ToAgent::PeerHello { protocol: PROTOCOL, host: "db2".into(), from: "db1".into() };
+            assert_eq!(heard(&mut stream).await, hello);
+            stream
+        }
+
+        async fn connected(&mut self) -> BufReader<TcpStream> {
+            let mut stream = self.accept().await;
+            say(&mut stream, &hello("db2", PROTOCOL)).await;
+            assert_eq!(self.next().await, Input::PeerUp { host: "db2".into() });
+            stream
+        }
+
+        async fn next(&mut self) -> Input {
+            soon(self.inputs.recv()).await.unwrap()
+        }
+
+        async fn is_down(&mut self, why: &str) {
+            let input = self.next().await;
+            let Input::PeerDown { why: said, .. } = &input else { panic!("{why}: {input:?}") };
+            assert!(said.contains(why), "'{why}' is not in: {said}");
+        }
+
+        fn ask(&self, seq: u64) {
+            self.newest.send_replace(Some(Arc::new(request(seq))));
+        }
+    }
+
+    async fn soon<T>(work: impl Future<Output = T>) -> T {
+        timeout(Duration::from_secs(10), work).await.expect("not within 10 s")
+    }
+
+    async fn heard(stream: &mut BufReader<TcpStream>) -> ToAgent {
+        let mut line = String::new();
+        soon(stream.read_line(&mut line)).await.unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line:?}"))
+    }
+
+    async fn say(stream: &mut BufReader<TcpStream>, line: &str) {
+        stream.get_mut().write_all(line.as_bytes()).await.unwrap();
+    }
+
+    fn line(message: &FromAgent) -> String {
+        wire::to_line(message).unwrap()
+    }
+
+    fn hello(host: &str, protocol: u32) -> String {
+        line(&FromAgent::Hello { protocol, host: host.into(), boot: Boot(1), version: "1".to_owned() })
+    }
+
+    fn request(seq: u64) -> VouchRequest {
+        let addresses = BTreeMap::from([(ROLE.parse().unwrap(), Epoch(5))]);
+        VouchRequest { anchor: Anchor { boot: Boot(9), seq }, lease_ttl_ms: 3000, addresses }
+    }
+
+    fn answer(seq: u64) -> VouchAnswer {
+        let VouchRequest { anchor, lease_ttl_ms, addresses } = request(seq);
+        VouchAnswer { anchor, lease_ttl_ms, vouched: addresses, refused: BTreeMap::new() }
+    }
+
+    #[tokio::test]
+    async fn the_newest_request_is_asked_and_its_answer_comes_in() {
+        let mut f = start(TTL).await;
+        f.ask(1);
+        let mut db2 = f.connected().await;
+        f.ask(2);
+        f.ask(3);
+        assert_eq!(heard(&mut db2).await, ToAgent::Vouch(request(3)), "the older ones were overtaken");
+        say(&mut db2, &line(&FromAgent::Vouch(answer(3)))).await;
+        assert_eq!(f.next().await, Input::Vouched { by: "db2".into(), answer: answer(3) });
+        assert_eq!(f.refusals.total(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_restart_of_the_other_agent_costs_a_fraction_of_the_lease() {
+        let mut f = start(TTL).await;
+        let mut db2 = f.connected().await;
+        f.ask(1);
+        assert_eq!(heard(&mut db2).await, ToAgent::Vouch(request(1)));
+        let gone = Instant::now();
+        drop(db2);
+        f.is_down("closed it").await;
+        let mut db2 = f.connected().await;
+        assert!(gone.elapsed() < TTL / 2, "{:?}", gone.elapsed());
+        f.ask(2);
+        assert_eq!(heard(&mut db2).await, ToAgent::Vouch(request(2)));
+        say(&mut db2, &line(&FromAgent::Vouch(answer(2)))).await;
+        assert_eq!(f.next().await, Input::Vouched { by: "db2".into(), answer: answer(2) });
+    }
+
+    #[tokio::test]
+    async fn what_does_not_answer_the_request_ends_the_connection_and_is_counted() {
+        let mut f = start(Duration::from_millis(600)).await;
+        let vouch = |change: fn(&mut VouchAnswer)| {
+            let mut answer = answer(7);
+            change(&mut answer);
+            line(&FromAgent::Vouch(answer))
+        };
+        let cases = [
+            (vouch(|a| a.lease_ttl_ms = 60_000), "vouches for 60000 ms and was asked for 3000 ms"),
+            (
+                vouch(|a| a.vouched = BTreeMap::from([(ROLE.parse().unwrap(), Epoch(6))])),
+                "at epoch 6 and was not asked",
+            ),
+            (vouch(|a| a.vouched.extend([("10.0.0.51".parse::<IpAddr>().unwrap(), Epoch(5))])), "10.0.0.51 at epoch 5"),
+            (vouch(|a| a.anchor.seq = 6), "request 6, which is not waited for"),
+            (vouch(|a| a.anchor.boot = Boot(8)), "which is not waited for"),
+            (hello("db2", PROTOCOL), "a second hello"),
+            ("}{\n".to_owned(), "a line is no answer"),
+            (format!("{}\n", "x".repeat(wire::MAX_LINE + 1)), "longer than"),
+        ];
+        for (count, (line, why)) in cases.iter().enumerate() {
+            let mut db2 = f.connected().await;
+            f.ask(7);
+            heard(&mut db2).await;
+            say(&mut db2, line).await;
+            f.is_down(why).await;
+            assert_eq!(f.refusals.total(), count as u64 + 1, "{why}");
+        }
+        // Doubled: the first one counts, the second one is not waited for.
+        let mut db2 = f.connected().await;
+        f.ask(7);
+        heard(&mut db2).await;
+        let twice = line(&FromAgent::Vouch(answer(7))).repeat(2);
+        say(&mut db2, &twice).await;
+        assert_eq!(f.next().await, Input::Vouched { by: "db2".into(), answer: answer(7) });
+        f.is_down("which is not waited for").await;
+
+        let mut db2 = f.connected().await;
+        f.ask(7);
+        heard(&mut db2).await;
+        let half = line(&FromAgent::Vouch(answer(7)));
+        say(&mut db2, &half[..half.len() / 2]).await;
+        drop(db2);
+        f.is_down("in the middle of a line").await;
+    }
+
+    #[tokio::test]
+    async fn who_does_not_answer_is_connected_to_anew() {
+        let mut f = start(Duration::from_millis(600)).await;
+        let mut db2 = f.connected().await;
+        f.ask(1);
+        assert_eq!(heard(&mut db2).await, ToAgent::Vouch(request(1)));
+        f.is_down("no answer to a request within 600 ms").await;
+        f.connected().await;
+    }
+
+    #[tokio::test]
+    async fn the_same_reason_is_told_once_and_a_wrong_hello_connects_nobody() {
+        let mut f = start(Duration::from_millis(600)).await;
+        for _ in 0..3 {
+            let mut other = f.accept().await;
+            say(&mut other, &hello("db3", PROTOCOL)).await;
+        }
+        f.is_down("is that of 'db3'").await;
+        let mut other = f.accept().await;
+        say(&mut other, &hello("db2", PROTOCOL + 1)).await;
+        f.is_down("speaks protocol 3").await;
+        let mut other = f.accept().await;
+        say(&mut other, &line(&FromAgent::Refused { why: "no room".to_owned() })).await;
+        f.is_down("it refuses this agent: no room").await;
+        assert_eq!(f.refusals.total(), 4);
+        let _silent = f.accept().await;
+        f.is_down("did not say hello").await;
+        f.connected().await;
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_not_ours_is_no_source() {
+        let mut f = start(TTL).await;
+        f.task.abort();
+        let (_newest, requests) = watch::channel(None);
+        let (inputs, heard) = mpsc::channel(16);
+        f.inputs = heard;
+        let peer = Peer {
+            me: "db1".into(),
+            // TEST-NET-1, RFC 5737.
+            from: "192.0.2.1".parse().unwrap(),
+            host: "db2".into(),
+            at: f.other.local_addr().unwrap(),
+            ttl: TTL,
+            requests,
+            inputs,
+            refusals: f.refusals.clone(),
+        };
+        f.task = tokio::spawn(peer.run()).abort_handle();
+        f.is_down("this host's own address 192.0.2.1 cannot be used").await;
+    }
+}

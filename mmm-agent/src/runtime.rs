@@ -13,6 +13,7 @@ use crate::peers::Peers;
 use crate::probe::Prober;
 use crate::sockets;
 use crate::turn_away::{Refusing, TurnAway};
+use crate::watchdog::Watchdog;
 use anyhow::{Context, bail};
 use mmm_agent_core::Core;
 use mmm_agent_core::io::{Audit, Input, Output, Saved, Step};
@@ -40,6 +41,7 @@ const TICKS_IN_A_ROW: u32 = 20;
 pub(crate) trait Decide {
     fn handle(&mut self, now: Millis, input: Input, out: &mut Vec<Output>);
     fn next_deadline(&self) -> Option<(Millis, &'static str)>;
+    fn is_writer(&self) -> bool;
 }
 
 impl Decide for Core {
@@ -49,6 +51,10 @@ impl Decide for Core {
 
     fn next_deadline(&self) -> Option<(Millis, &'static str)> {
         Core::next_deadline(self)
+    }
+
+    fn is_writer(&self) -> bool {
+        Core::is_writer(self)
     }
 }
 
@@ -99,7 +105,9 @@ pub(crate) struct Runtime<C, D> {
     pub(crate) inbox: Inbox,
     pub(crate) alarm: Alarm,
     /// How often systemd wants to hear from the loop.
-    pub(crate) watchdog: Option<Duration>,
+    pub(crate) systemd_watchdog: Option<Duration>,
+    /// The kernel's, for as long as this host may be writing.
+    pub(crate) watchdog: Watchdog,
 }
 
 /// Everything that comes in from outside. The senders are in other tasks.
@@ -171,7 +179,8 @@ impl<C: Decide, D: Save> Runtime<C, D> {
                 return Ok(leaving.map_or(Ending::Stop, |l| l.ending));
             }
             let now = clock::now();
-            if let Some(every) = self.watchdog
+            self.watchdog.serve(self.core.is_writer(), now);
+            if let Some(every) = self.systemd_watchdog
                 && now >= feed_dog
             {
                 tell_systemd(&[sd_notify::NotifyState::Watchdog]);
@@ -199,7 +208,8 @@ impl<C: Decide, D: Save> Runtime<C, D> {
                 }
                 None => ticks_in_a_row = 0,
             }
-            wake = earliest(wake, self.watchdog.map(|_| feed_dog));
+            wake = earliest(wake, self.systemd_watchdog.map(|_| feed_dog));
+            wake = earliest(wake, self.watchdog.deadline());
             wake = earliest(wake, leaving.as_ref().map(|l| l.latest));
             let event = tokio::select! {
                 biased;
@@ -266,7 +276,7 @@ impl<C: Decide, D: Save> Runtime<C, D> {
     /// Does an address step now and gives its result; hands a server step on, whose result comes later.
     async fn carry_out(&mut self, step: Step) -> Option<Input> {
         let result = match step {
-            Step::Address { ip, lifetime_s, until } => self.add(ip, lifetime_s, until).await,
+            Step::Address { ip, lifetime_s, until } => self.add(ip, lifetime_s, until, clock::now).await,
             Step::Probe { ip } => {
                 self.prober.probe(ip);
                 return None;
@@ -283,13 +293,19 @@ impl<C: Decide, D: Save> Runtime<C, D> {
 
     /// This process may have been stopped between the core's decision and here, and here too: what the kernel was given
     /// then would outlive the lease.
-    async fn add(&mut self, ip: IpAddr, lifetime_s: u32, until: Millis) -> Result<(), String> {
-        if clock::now() >= until {
+    async fn add(
+        &mut self,
+        ip: IpAddr,
+        lifetime_s: u32,
+        until: Millis,
+        now: impl Fn() -> Millis,
+    ) -> Result<(), String> {
+        if now() >= until {
             return Err("the lease has ended before the address could be added".to_owned());
         }
         self.refusing.remove(&ip);
         let added = self.addresses.add(ip, lifetime_s).await;
-        if clock::now() >= until {
+        if now() >= until {
             let why = "the lease ended while the address was being added";
             return match self.remove(ip, false).await {
                 Ok(()) => Err(why.to_owned()),
@@ -411,6 +427,7 @@ mod tests {
         given: Rc<RefCell<Vec<Input>>>,
         answer: Answer,
         deadline: Option<Millis>,
+        is_writer: bool,
     }
 
     impl Decide for Script {
@@ -421,6 +438,10 @@ mod tests {
 
         fn next_deadline(&self) -> Option<(Millis, &'static str)> {
             self.deadline.map(|at| (at, "test"))
+        }
+
+        fn is_writer(&self) -> bool {
+            self.is_writer
         }
     }
 
@@ -463,7 +484,7 @@ mod tests {
             addresses: addresses.clone(),
         };
         let runtime = Runtime {
-            core: Script { given, answer: Box::new(answer), deadline: None },
+            core: Script { given, answer: Box::new(answer), deadline: None, is_writer: false },
             disk: NoDisk,
             roles: BTreeSet::from([role()]),
             announcer: Announcer::new(addresses.clone()),
@@ -475,7 +496,8 @@ mod tests {
             server: Box::new(move |step| queued.borrow_mut().push(step)),
             inbox: Inbox { signals: signals_out, database: database_out, kernel, monitor, agents },
             alarm: Alarm::new().unwrap(),
-            watchdog: None,
+            systemd_watchdog: None,
+            watchdog: Watchdog::new(None),
         };
         (runtime, wires)
     }
@@ -549,6 +571,61 @@ mod tests {
             let ticks = given.iter().filter(|i| **i == Input::Tick).count();
             assert_eq!(ticks, TICKS_IN_A_ROW as usize);
             assert_eq!(given.len(), ROUNDS + ticks + 1);
+        });
+    }
+
+    #[test]
+    fn an_address_is_not_added_for_a_lease_that_is_over_nor_left_when_it_ended_meanwhile() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.on_here(async || {
+            let (mut runtime, wires) = runtime(|_| vec![]);
+            let until = Millis(10_000);
+            let times = Rc::new(RefCell::new(VecDeque::new()));
+            let clock = |at: [u64; 2]| {
+                *times.borrow_mut() = VecDeque::from(at.map(Millis));
+                let times = Rc::clone(&times);
+                move || times.borrow_mut().pop_front().unwrap()
+            };
+
+            let late = runtime.add(role(), 60, until, clock([10_000, 0])).await.unwrap_err();
+            assert!(late.contains("before the address could be added"), "{late}");
+            assert_eq!(times.borrow().len(), 1, "it was not even tried");
+            assert!(!is_there(&wires).await);
+
+            runtime.add(role(), 60, until, clock([9_000, 9_999])).await.unwrap();
+            assert!(is_there(&wires).await);
+
+            // As if the process had been stopped for a second while the kernel was asked.
+            let late = runtime.add(role(), 60, until, clock([9_500, 10_500])).await.unwrap_err();
+            assert_eq!(late, "the lease ended while the address was being added");
+            assert!(!is_there(&wires).await, "also when it was there before");
+        });
+    }
+
+    #[test]
+    fn the_loop_wakes_to_feed_the_watchdog_while_writing_and_releases_it_at_its_end() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        let device = tempfile::NamedTempFile::new().unwrap();
+        hosts.on_here(async || {
+            let (mut runtime, wires) = runtime(|input| match input {
+                Input::Shutdown { .. } => vec![Output::Exit],
+                _ => vec![],
+            });
+            runtime.core.is_writer = true;
+            runtime.watchdog = Watchdog::new(Some(device.path().to_owned()));
+            let written = || std::fs::read_to_string(device.path()).unwrap();
+            let watch = async {
+                let end = tokio::time::Instant::now() + Duration::from_secs(20);
+                while written().len() < 3 && tokio::time::Instant::now() < end {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                wires.signals.send(Signal::Keep).unwrap();
+            };
+            let (ended, ()) = tokio::join!(runtime.run(), watch);
+            assert_eq!(ended.unwrap(), Ending::Stop);
+            let written = written();
+            assert!(written.starts_with("...") && written.ends_with('V'), "{written:?}");
+            assert_eq!(wires.given.borrow().len(), 2, "nothing else woke it");
         });
     }
 
