@@ -4,92 +4,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise, in its helpers too")]
 
-#[path = "../src/testnet.rs"]
-mod testnet;
+mod common;
 
+use common::testnet::{TwoHosts, ip};
+use common::{Agent, Files, Monitor, ROLE, hold, in_namespace, is_there, until};
 use mmm_agent_core::io::{Saved, SavedAddress};
-use mmm_common::epoch::{Anchor, Epoch};
-use mmm_common::ids::HostName;
-use mmm_common::order::{AddressOrder, Hold, Order, ReplicationOrder};
-use mmm_common::report::Report;
+use mmm_common::epoch::Epoch;
 use mmm_common::slots_file::SlotsFile;
-use mmm_common::state::HostState;
-use mmm_common::wire::{self, FromAgent, PROTOCOL, ToAgent};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use std::collections::{BTreeMap, BTreeSet};
+use mmm_common::wire::FromAgent;
+use nix::sys::signal::Signal;
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::io::Read;
+use std::net::{IpAddr, TcpListener};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
-use testnet::{TwoHosts, ip};
-
-const ROLE: &str = "10.77.0.50";
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A folder with the configuration of host db1.
-struct Files {
-    dir: tempfile::TempDir,
-}
-
-impl Files {
-    fn new() -> Files {
-        let files = Files { dir: tempfile::tempdir().unwrap() };
-        files.write_common("eth0", "3s");
-        let state = files.path("state/agent.state");
-        let agent = format!("include = [\"mmm_common.toml\"]\nthis = \"db1\"\n[agent]\nstate_path = {state:?}\n");
-        files.write("mmm_agent.toml", &agent);
-        files
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn config(&self) -> PathBuf {
-        self.path("mmm_agent.toml")
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o600)).unwrap();
-    }
-
-    fn write_common(&self, interface: &str, move_grace: &str) {
-        self.write(
-            "mmm_common.toml",
-            &format!(
-                r#"
-                insecure_plaintext = true
-                lease_ttl = "3s"
-                hang_timeout = "1h"
-                move_grace = "{move_grace}"
-                [host.default]
-                cluster_interface = "{interface}"
-                agent_user = "mmm_agent"
-                agent_password = "a"
-                replication_user = "replication"
-                replication_password = "r"
-                [host.db1]
-                ip = "10.77.0.1"
-                mode = "master"
-                peer = "db2"
-                [host.db2]
-                ip = "10.77.0.2"
-                mode = "master"
-                peer = "db1"
-                [role.writer]
-                mode = "exclusive"
-                hosts = ["db1", "db2"]
-                ips = ["{ROLE}"]
-                "#
-            ),
-        );
-    }
-}
 
 fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_mmm_agentd"))
@@ -99,76 +28,6 @@ fn program() -> Command {
 fn finished(command: &mut Command) -> (Option<i32>, String) {
     let Output { status, stderr, .. } = command.output().unwrap();
     (status.code(), String::from_utf8_lossy(&stderr).into_owned())
-}
-
-fn in_namespace(ns: &str, config: &Path) -> Command {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", ns, env!("CARGO_BIN_EXE_mmm_agentd"), "--config"]).arg(config);
-    command.env_remove("NOTIFY_SOCKET").env_remove("RUST_LOG");
-    command
-}
-
-/// A running agent. `ip netns exec` becomes the program itself, so the pid is the agent's.
-struct Agent {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Agent {
-    fn start(hosts: &TwoHosts, files: &Files) -> Agent {
-        let log = files.path("log");
-        let out = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        let child = in_namespace(&hosts.here, &files.config()).stderr(out).stdin(Stdio::null()).spawn().unwrap();
-        Agent { child, log }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-
-    fn logs(&self, text: &str, times: usize) {
-        let there = until(|| self.log().matches(text).count() >= times);
-        assert!(there, "'{text}' is not {times} times in the log:\n{}", self.log());
-    }
-
-    fn end(&mut self) -> ExitStatus {
-        let mut status = None;
-        until(|| {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap_or_else(|| panic!("still running:\n{}", self.log()))
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn until(mut good: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + PATIENCE;
-    while Instant::now() < end {
-        if good() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    good()
-}
-
-fn is_there(hosts: &TwoHosts) -> bool {
-    ip(&format!("-n {} address show to {ROLE}/32", hosts.here)).contains(ROLE)
-}
-
-fn hold(epoch: u64) -> Hold {
-    Hold { epoch: Epoch(epoch), role: "writer".into(), granters: BTreeSet::new(), proof: true, write: false }
 }
 
 /// As if an agent that held the role had just ended for an upgrade. Comes with the silent server.
@@ -182,70 +41,6 @@ fn held_before(hosts: &TwoHosts, files: &Files) -> TcpListener {
     SlotsFile::open::<Saved>(&files.path("state/agent.state")).unwrap().0.save(&saved).unwrap();
     ip(&format!("-n {} address add {ROLE}/32 dev eth0 valid_lft 5 preferred_lft 5", hosts.here));
     hosts.on_here(async || TcpListener::bind("0.0.0.0:3306").unwrap())
-}
-
-/// The monitor, on the other host.
-struct Monitor {
-    lines: BufReader<TcpStream>,
-}
-
-impl Monitor {
-    fn connect(hosts: &TwoHosts) -> Monitor {
-        let mut stream = None;
-        until(|| {
-            stream = hosts.on_there(async || TcpStream::connect("10.77.0.1:9989")).ok();
-            stream.is_some()
-        });
-        let stream = stream.expect("the agent listens");
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut monitor = Monitor { lines: BufReader::new(stream) };
-        monitor.send(&ToAgent::Hello { protocol: PROTOCOL, host: "db1".into() });
-        let hello = monitor.hear();
-        assert!(matches!(&hello, FromAgent::Hello { host, .. } if *host == HostName::from("db1")), "{hello:?}");
-        monitor
-    }
-
-    fn send(&mut self, message: &ToAgent) {
-        self.lines.get_mut().write_all(wire::to_line(message).unwrap().as_bytes()).unwrap();
-    }
-
-    fn hear(&mut self) -> FromAgent {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line:?}"))
-    }
-
-    fn report(&mut self) -> Report {
-        match self.hear() {
-            FromAgent::Report(report) => *report,
-            other @ (FromAgent::Hello { .. } | FromAgent::Vouch(_) | FromAgent::Refused { .. }) => panic!("{other:?}"),
-        }
-    }
-
-    /// Orders the role to this host, in answer to a report.
-    fn order_to_hold(&mut self, answers: Anchor, epoch: u64) {
-        self.send(&ToAgent::Order(Order {
-            answers,
-            lease_ttl_ms: u64::MAX,
-            state: HostState::Online,
-            addresses: BTreeMap::from([(ROLE.parse().unwrap(), AddressOrder::Hold(hold(epoch)))]),
-            replication: ReplicationOrder::Keep,
-            task: None,
-        }));
-    }
-
-    /// Renews the lease report by report until the agent says that it has the role.
-    fn until_held(&mut self, epoch: u64) -> Report {
-        let role: IpAddr = ROLE.parse().unwrap();
-        for _ in 0..50 {
-            let report = self.report();
-            self.order_to_hold(report.anchor, epoch);
-            if report.addresses[&role].has() && report.addresses[&role].seen == Epoch(epoch) {
-                return report;
-            }
-        }
-        panic!("the role was not taken within 50 reports");
-    }
 }
 
 #[test]
