@@ -7,6 +7,7 @@
 //! `mmm-lab up` has left standing is found again by its folder, /tmp/mmm-lab-ID.
 
 pub mod bench;
+pub mod chaos;
 pub mod client;
 pub mod configs;
 pub mod demo;
@@ -260,9 +261,7 @@ impl Lab {
     /// The host's state as `show` has it, e.g. `ONLINE`.
     pub fn state_of(&self, host: &str) -> Result<String> {
         let shown = self.must_control(&["show"])?.text;
-        let line = shown.lines().find(|l| l.trim_start().starts_with(&format!("{host}(")));
-        let state = line.and_then(|l| l.split_once(". Roles:")).and_then(|(before, _)| before.rsplit_once('/'));
-        state.map(|(_, state)| state.to_owned()).with_context(|| format!("`show` has no state of {host}:\n{shown}"))
+        state_in(&shown, host).with_context(|| format!("`show` has no state of {host}:\n{shown}"))
     }
 
     pub fn wait_state(&self, host: &str, wanted: &str, limit: Duration) -> Result<()> {
@@ -345,6 +344,29 @@ impl Lab {
     pub fn mysql(&self, host: &str, sql: &str) -> Result<Table> {
         network::ip_of(host)?;
         server::query(&self.socket(host), sql, Duration::from_secs(5)).with_context(|| format!("on {host}"))
+    }
+
+    /// The server is thrown away and made from the template again, as one that follows `master`, from which it then
+    /// fetches everything. It is not durable meanwhile, see [`Lab::make_durable`].
+    pub fn make_server_anew(&self, host: &str, master: &str, settings: Settings) -> Result<()> {
+        let dir = self.dir.join(host);
+        if self.process(host, "mysqld").is_ok() {
+            self.kill(host, "mysqld")?;
+        }
+        for old in ["data", "tmp"] {
+            fs::remove_dir_all(dir.join(old)).with_context(|| format!("remove {old} of {host}"))?;
+        }
+        self.state.server.prepare(host, &dir, settings)?;
+        self.start_mysqld(host)?;
+        self.make_durable(host, false)?;
+        self.state.server.follow(&self.socket(host), master)
+    }
+
+    /// Whether every commit is synced to disk.
+    pub fn make_durable(&self, host: &str, durable: bool) -> Result<()> {
+        let (sync, flush) = if durable { (1, 1) } else { (0, 2) };
+        self.mysql(host, &format!("SET GLOBAL sync_binlog={sync}"))?;
+        self.mysql(host, &format!("SET GLOBAL innodb_flush_log_at_trx_commit={flush}")).map(drop)
     }
 
     /// Both replication threads run; the error says what does not.
@@ -601,6 +623,13 @@ impl Drop for Lab {
             }
         }
     }
+}
+
+/// A host's state in the answer to `show`.
+fn state_in(shown: &str, host: &str) -> Option<String> {
+    let line = shown.lines().find(|l| l.trim_start().starts_with(&format!("{host}(")))?;
+    let (before, _) = line.split_once(". Roles:")?;
+    before.rsplit_once('/').map(|(_, state)| state.to_owned())
 }
 
 /// Looks again and again until it is so, `limit` at most. The error tells what was waited for and what was seen last.

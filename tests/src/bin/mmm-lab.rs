@@ -4,11 +4,12 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use mmm_tests::lab::client::ClientConfig;
 use mmm_tests::lab::network::{APP, DB, GATEWAY_IP, READERS, WRITER, hosts, ip_of};
-use mmm_tests::lab::{Lab, LabConfig, bench, demo, process, standing_ids, take_down_own};
+use mmm_tests::lab::{Lab, LabConfig, bench, chaos, demo, process, standing_ids, take_down_own};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// A cluster on one machine: hosts in network namespaces with real servers and the real daemons.
 #[derive(Parser)]
@@ -104,6 +105,31 @@ enum Verb {
         #[arg(long, default_value_t = 5)]
         runs: usize,
     },
+    /// Faults drawn from a seed, one after the other and two at once, while clients write and watchers look at kernels,
+    /// servers and the wire. Ends with 0 only if no address was on two hosts, no acknowledged row is lost without an
+    /// excuse, and everything serves at the end.
+    Chaos(Chaos),
+}
+
+#[derive(Args)]
+struct Chaos {
+    /// The same seed gives the same faults.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How long faults go on.
+    #[arg(long, default_value_t = 10.0)]
+    minutes: f64,
+    #[command(flatten)]
+    server: ServerChoice,
+    /// Clients that write.
+    #[arg(long, default_value_t = 4)]
+    clients: usize,
+    /// Keep timeline, verdict and logs in this folder; without it they are kept in /tmp if something is wrong.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Write the verdict as JSON as well.
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -127,7 +153,7 @@ struct ServerChoice {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if matches!(cli.verb, Verb::Up(_) | Verb::Demo { .. } | Verb::Bench { .. }) {
+    if matches!(cli.verb, Verb::Up(_) | Verb::Demo { .. } | Verb::Bench { .. } | Verb::Chaos(_)) {
         take_down_when_told_to_end();
     }
     let result = act(cli);
@@ -150,6 +176,7 @@ fn act(cli: Cli) -> Result<ExitCode> {
         Verb::Up(up) => return bring_up(cli.id, up),
         Verb::Demo { server, stay } => return demo::run(cli.id, server.server, stay).map(|()| ExitCode::SUCCESS),
         Verb::Bench { server, runs } => return bench::run(&server.server, runs).map(|()| ExitCode::SUCCESS),
+        Verb::Chaos(asked) => return chaos(asked),
         Verb::Down => {
             let lab = Lab::attach(id)?;
             let id = lab.id().to_owned();
@@ -216,6 +243,28 @@ fn bring_up(id: Option<String>, up: Up) -> Result<ExitCode> {
     println!("\nTalk to it:   mmm-lab status | control show | client | exec db1 ip addr | --help");
     println!("Take it down: mmm-lab down");
     Ok(ExitCode::SUCCESS)
+}
+
+fn chaos(asked: Chaos) -> Result<ExitCode> {
+    let seed = asked.seed.unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        u64::from(now.subsec_nanos()) ^ now.as_secs()
+    });
+    if !(0.0..=24.0 * 60.0).contains(&asked.minutes) {
+        bail!("--minutes {} is not between 0 and a day", asked.minutes);
+    }
+    let config = chaos::Config {
+        server: asked.server.server,
+        clients: asked.clients,
+        dir: asked.dir,
+        ..chaos::Config::new(seed, Duration::from_secs_f64(asked.minutes * 60.0))
+    };
+    let verdict = chaos::run(&config)?;
+    if let Some(file) = asked.json {
+        std::fs::write(&file, serde_json::to_vec_pretty(&verdict)?)
+            .with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(if verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn status(lab: &Lab) -> Result<()> {

@@ -147,8 +147,9 @@ impl Network {
         text.lines().filter_map(|l| l.split_once(' ')).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
     }
 
-    /// The whole table is replaced in one transaction, so there is no moment with half of the cuts.
-    fn set_cuts(&self, cuts: &BTreeSet<(String, String)>) -> Result<()> {
+    /// These cuts and no others. The whole table is replaced in one transaction, so there is no moment with half of
+    /// them.
+    pub fn set_cuts(&self, cuts: &BTreeSet<(String, String)>) -> Result<()> {
         let (mut forward, mut input, mut output) = (String::new(), String::new(), String::new());
         for (from, to) in cuts {
             match (from.as_str(), to.as_str()) {
