@@ -1,6 +1,8 @@
 //! What the tests that span crates stand on: [`lab`] has hosts in network namespaces with real servers, [`world`] a
-//! simulated cluster around the real cores, and [`chaos`] tells stories in it by chance.
+//! simulated cluster around the real cores, and [`chaos`] tells stories in it by chance, looked
+//! at by the rules in `invariants`.
 
 pub mod chaos;
+mod invariants;
 pub mod lab;
 pub mod world;
