@@ -26,6 +26,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 /// For a connection to be there, and again for the hello to come.
 const REACH_TIME: Duration = Duration::from_secs(1);
 
+/// Whatever the heartbeat: the other side closes the connection of whom it takes for broken.
+const BETWEEN_REQUESTS: Duration = Duration::from_millis(20);
+
 /// The connections to all peers. They are tried again for ever, and end when this is dropped.
 #[derive(Default)]
 pub(crate) struct Peers {
@@ -183,6 +186,7 @@ impl Peer {
     /// Requests out and answers in, until the connection ends.
     async fn talk(&mut self, mut reading: Reading, mut writing: OwnedWriteHalf) -> Ended {
         let mut asked = Asked::default();
+        let mut may_send = Instant::now();
         loop {
             let patience = asked.oldest().map(|at| at + self.ttl);
             tokio::select! {
@@ -195,7 +199,10 @@ impl Peer {
                         return Ended::Closed;
                     }
                 }
-                changed = self.requests.changed() => {
+                changed = async {
+                    sleep_until(may_send).await;
+                    self.requests.changed().await
+                } => {
                     if changed.is_err() {
                         return Ended::Closed;
                     }
@@ -204,6 +211,7 @@ impl Peer {
                         return ended;
                     }
                     asked.note(request);
+                    may_send = Instant::now() + BETWEEN_REQUESTS;
                 }
                 () = wait(patience) => {
                     return Ended::Lost(format!("no answer to a request within {} ms", self.ttl.as_millis()));

@@ -27,17 +27,22 @@ use testnet::{TwoHosts, ip};
 pub(crate) const ROLE: &str = "10.77.0.50";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A folder with the configuration of host db1.
+/// A folder with the configuration of one host.
 pub(crate) struct Files {
     dir: tempfile::TempDir,
 }
 
 impl Files {
+    /// Of db1.
     pub(crate) fn new() -> Files {
+        Files::of("db1")
+    }
+
+    pub(crate) fn of(this: &str) -> Files {
         let files = Files { dir: tempfile::tempdir().unwrap() };
         files.write_common("eth0", "3s");
         let state = files.path("state/agent.state");
-        let agent = format!("include = [\"mmm_common.toml\"]\nthis = \"db1\"\n[agent]\nstate_path = {state:?}\n");
+        let agent = format!("include = [\"mmm_common.toml\"]\nthis = \"{this}\"\n[agent]\nstate_path = {state:?}\n");
         files.write("mmm_agent.toml", &agent);
         files
     }
@@ -103,9 +108,13 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start(hosts: &TwoHosts, files: &Files) -> Agent {
+        Agent::start_in(&hosts.here, files)
+    }
+
+    pub(crate) fn start_in(ns: &str, files: &Files) -> Agent {
         let log = files.path("log");
         let out = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        let child = in_namespace(&hosts.here, &files.config()).stderr(out).stdin(Stdio::null()).spawn().unwrap();
+        let child = in_namespace(ns, &files.config()).stderr(out).stdin(Stdio::null()).spawn().unwrap();
         Agent { child, log }
     }
 
@@ -210,11 +219,15 @@ impl Monitor {
 
     /// Renews the lease report by report until the agent says that it has the role.
     pub(crate) fn until_held(&mut self, epoch: u64) -> Report {
+        self.until_holds(&hold(epoch))
+    }
+
+    pub(crate) fn until_holds(&mut self, hold: &Hold) -> Report {
         let role: IpAddr = ROLE.parse().unwrap();
         for _ in 0..50 {
             let report = self.report();
-            self.order(report.anchor, hold(epoch));
-            if report.addresses[&role].has() && report.addresses[&role].seen == Epoch(epoch) {
+            self.order(report.anchor, hold.clone());
+            if report.addresses[&role].present && report.addresses[&role].seen == hold.epoch {
                 return report;
             }
         }
