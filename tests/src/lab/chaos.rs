@@ -106,10 +106,14 @@ impl Timeline {
         lock(&self.lines).push((at, what));
     }
 
-    /// The operator's and the faults' lines are also printed.
+    /// The operator's and the faults' lines, and every alarm, are also printed.
     fn say(&self, what: String) {
-        println!("  {} {what}", self.at(Instant::now()));
-        self.note(what);
+        self.say_at(Instant::now(), what);
+    }
+
+    fn say_at(&self, at: Instant, what: String) {
+        println!("  {} {what}", self.at(at));
+        self.note_at(at, what);
     }
 
     fn at(&self, when: Instant) -> String {
@@ -387,33 +391,27 @@ impl Field<'_> {
             }
             Fault::Move => {
                 let host = self.host(Who::Standby);
-                self.timeline.say(format!("round {round}: {fault} {host}"));
+                self.timeline.say(format!("{fault} {host}"));
                 let answer = self.lab.control(&["move_role", "writer", host]);
-                (vec![], answer.map(|a| a.text.lines().next().unwrap_or_default().to_owned()))
+                (vec![host], answer.map(|a| a.text.lines().next().unwrap_or_default().to_owned()))
             }
             Fault::Offline(who) => {
                 let host = self.host(who);
-                (vec![], self.set_offline(fault, host, step.lasts))
+                (vec![host], self.set_offline(fault, host, step.lasts))
             }
         };
         let healed = Instant::now();
-        let names = match fault {
-            Fault::Move => String::new(),
-            Fault::Offline(who) => format!(" ({})", self.host(who)),
-            Fault::Hit(..) | Fault::Cut(..) | Fault::CutBoth(..) | Fault::Isolate(_) | Fault::LinkDown(_) => {
-                format!(" ({})", targets.join(", "))
-            }
-        };
+        let what = format!("{fault} ({})", targets.join(", "));
         let left_out = outcome.is_err();
         let note = outcome.unwrap_or_else(|e| format!("left out: {e:#}"));
-        self.timeline.note(format!("round {round}: healed: {fault}{names} {note}"));
+        self.timeline.note(format!("round {round}: healed: {what} {note}"));
         let touches_data = match fault {
             Fault::Hit(_, program) => matches!(program, Program::Mysqld(_)),
             Fault::Cut(..) | Fault::CutBoth(..) | Fault::Isolate(_) | Fault::LinkDown(_) => true,
             Fault::Move | Fault::Offline(_) => false,
         };
         let hosts = targets.into_iter().filter(|_| touches_data).collect();
-        Done { round, what: format!("{fault}{names}"), hosts, began, healed, note, left_out }
+        Done { round, what, hosts, began, healed, note, left_out }
     }
 
     fn hit(&self, blow: Blow, fault: Fault, host: &'static str, name: &'static str, lasts: Duration) -> Result<String> {

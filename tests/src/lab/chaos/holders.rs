@@ -166,8 +166,12 @@ pub(super) fn look(
             }
             if names != before[n] || seen.looks == 1 {
                 let what = if *ip == WRITER { "writer" } else { "reader" };
-                let alarm = if names.len() > 1 { "TWO HOLDERS: " } else { "" };
-                timeline.note_at(now, format!("{alarm}{what} {ip} on [{}]", names.join(" ")));
+                let words = format!("{what} {ip} on [{}]", names.join(" "));
+                if names.len() > 1 {
+                    timeline.say_at(now, format!("TWO HOLDERS: {words}"));
+                } else {
+                    timeline.note_at(now, words);
+                }
                 if *ip == WRITER {
                     if let [only] = holders.as_slice() {
                         last_writer.store(u8::try_from(*only).unwrap_or(0), Ordering::Relaxed);

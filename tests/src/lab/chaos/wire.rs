@@ -93,7 +93,7 @@ fn inside(names: &BTreeMap<[u8; 6], &'static str>, stop: &AtomicBool, timeline: 
                 heard.doubled.push(format!("{ip} answered by {} at {}", shown.join(" and "), timeline.at(end)));
             }
             if now.len() > 1 && before.get(&ip) != Some(&now) {
-                timeline.note(format!("TWO ANSWERS ON THE WIRE: {ip} by {}", shown.join(" and ")));
+                timeline.say(format!("TWO ANSWERS ON THE WIRE: {ip} by {}", shown.join(" and ")));
             }
             before.insert(ip, now);
         }
