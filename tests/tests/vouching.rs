@@ -3,6 +3,7 @@
 
 use mmm_common::control::{Answer, Command};
 use mmm_tests::world::{WRITER, World, config};
+use std::time::Duration;
 
 const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
 const READERS: [&str; 3] = ["10.0.0.51", "10.0.0.52", "10.0.0.53"];
@@ -273,4 +274,52 @@ fn all_agents_and_the_monitor_restarted_within_a_second_lose_nothing() {
     w.run(20_000);
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
     assert!(w.outage <= 100, "{} ms\n{}", w.outage, told(&w));
+}
+
+/// The monitor that is told of a shorter lease_ttl waits out what it gave under the longer one. The hosts cannot hear each
+/// other, so nobody's vouch covers for it.
+#[test]
+fn a_shorter_lease_ttl_in_the_configuration_does_not_shorten_leases_that_were_given() {
+    let mut c = config(&HOSTS);
+    c.cluster.lease_ttl = Duration::from_secs(20);
+    let mut w = World::with(c);
+    w.run(2_500);
+    for host in HOSTS {
+        set_online(&mut w, host);
+        w.run(2_000);
+    }
+    w.run(30_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    w.cut_between("db1", "db2");
+    w.run(25_000);
+    w.stop_monitor();
+    w.isolate("db1");
+    w.config.cluster.lease_ttl = Duration::from_secs(3);
+    w.start_monitor();
+    // The world looks after every event that nobody has it twice.
+    w.run(30_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+}
+
+/// The same for who has vouched: its next life waits as long as its promise.
+#[test]
+fn a_restart_with_a_shorter_lease_ttl_does_not_shorten_a_promise() {
+    let mut c = config(&HOSTS);
+    c.cluster.lease_ttl = Duration::from_secs(20);
+    let mut w = World::with(c);
+    w.run(2_500);
+    for host in HOSTS {
+        set_online(&mut w, host);
+        w.run(2_000);
+    }
+    w.unseen.insert("db1".into());
+    w.run(40_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    w.agents_lease_ttl = Some(Duration::from_secs(3));
+    w.command(Command::MoveRole { role: "writer".into(), host: "db2".into(), force: false });
+    w.stop_agent("db2");
+    w.start_agent(&"db2".into());
+    w.cut_between("db1", "db2");
+    w.run(40_000);
+    assert_eq!(w.holders(WRITER).len(), 1, "{}", told(&w));
 }

@@ -160,6 +160,9 @@ pub struct Saved {
     pub detached: bool,
     /// The kernel's boot id when this was saved: hold orders are used again only within it.
     pub machine_boot: String,
+    /// The longest lease, in milliseconds, that this agent has ever vouched for: the next life waits it out (R9).
+    #[serde(default)]
+    pub vouched_ttl_ms: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -77,6 +77,8 @@ pub struct Core {
 
     /// Whom this agent has vouched for, and when last.
     vouched_for: BTreeMap<HostName, Millis>,
+    /// The longest lease vouched for, on disk before the first such vouch is given.
+    vouched_ttl: Duration,
     /// Why each granter last refused to vouch, by address.
     vouch_refusals: BTreeMap<(HostName, IpAddr), String>,
     ask_due: bool,
@@ -97,7 +99,8 @@ impl Core {
         let mut saved = saved.unwrap_or_default();
         let same_machine_boot = saved.machine_boot == machine_boot;
         // R9: whom this agent vouched for in the life before is not known.
-        let vouched_until = now + cluster.lease_ttl + Cluster::MARGIN;
+        let vouched_ttl = Duration::from_millis(saved.vouched_ttl_ms);
+        let vouched_until = now + cluster.lease_ttl.max(vouched_ttl) + Cluster::MARGIN;
         let roles = cluster.addresses();
         let slots: BTreeMap<IpAddr, Slot> = roles
             .keys()
@@ -134,6 +137,7 @@ impl Core {
             failed: BTreeMap::new(),
             refusals: BTreeMap::new(),
             vouched_for: BTreeMap::new(),
+            vouched_ttl,
             vouch_refusals: BTreeMap::new(),
             ask_due: false,
             monitor_up: false,
@@ -452,6 +456,10 @@ impl Core {
                 }
             }
         }
+        if let Some(longer) = ttl.ok().filter(|ttl| *ttl > self.vouched_ttl && !answer.vouched.is_empty()) {
+            self.vouched_ttl = longer;
+            out.push(Output::Persist(self.saved()));
+        }
         out.push(Output::Vouch { ask, answer: Box::new(answer) });
     }
 
@@ -721,6 +729,7 @@ impl Core {
             task: self.last_task,
             detached: self.detached,
             machine_boot: self.machine_boot.clone(),
+            vouched_ttl_ms: u64::try_from(self.vouched_ttl.as_millis()).unwrap_or(u64::MAX),
         }
     }
 

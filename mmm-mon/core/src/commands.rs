@@ -266,6 +266,11 @@ impl Core {
         if self.agent_answers(now, name) {
             return refused(format!("The agent on '{name}' answers: it is not dead."));
         }
+        if let Some(peer) = self.seen_by(now, name) {
+            return refused(format!(
+                "'{peer}' sees the agent of '{name}' and has just vouched for it: it is not dead."
+            ));
+        }
         warn(out, Some(name), "The operator confirms that the host is off: its orders count as over".to_owned());
         let epoch = self.epoch;
         for slot in self.slots.values_mut() {

@@ -57,6 +57,10 @@ pub struct Core {
     handover: Handover,
     active: Option<HostName>,
     intent: BTreeMap<IpAddr, HostName>,
+    /// The longest lease_ttl under which orders have been sent that may still be acted on.
+    longest_ttl: Duration,
+    /// When the configuration was taken into use.
+    configured_at: Millis,
     /// Balanced addresses that an operator wants off their host.
     taken_off: BTreeSet<IpAddr>,
     /// Addresses that are on several hosts, as they say.
@@ -103,6 +107,11 @@ impl Core {
             handover: Handover::new(now),
             active: saved.as_ref().and_then(|s| s.active.clone()),
             intent: saved.as_ref().map(|s| s.intent.clone()).unwrap_or_default(),
+            longest_ttl: saved
+                .as_ref()
+                .map_or(Duration::ZERO, |s| Duration::from_millis(s.lease_ttl_ms))
+                .max(config.cluster.lease_ttl),
+            configured_at: now,
             taken_off: BTreeSet::new(),
             seen_on_several: BTreeMap::new(),
             contested: BTreeSet::new(),
@@ -130,6 +139,10 @@ impl Core {
         self.now = now;
         let answer = self.take_in(now, input, out);
         // 1
+        if now.since(self.configured_at) >= self.longest_ttl + Cluster::MARGIN {
+            // What was given under a longer lease_ttl is over.
+            self.longest_ttl = self.config.cluster.lease_ttl;
+        }
         self.excuse_unreachable(now);
         let config = &self.config;
         self.hosts.values_mut().for_each(|h| h.facts.judge(now, config));
@@ -180,6 +193,10 @@ impl Core {
             }
         }
         all.push((self.started + self.startup_grace(), "the start is over"));
+        all.push((
+            self.configured_at + self.longest_ttl + Cluster::MARGIN,
+            "a longer lease_ttl of before is waited out",
+        ));
         if self.mode == MonitorMode::Wait {
             all.push((self.started + self.config.wait_for_other_master, "wait_for_other_master"));
         }
@@ -269,6 +286,7 @@ impl Core {
                     return None;
                 }
                 self.config = *config;
+                self.longest_ttl = self.longest_ttl.max(self.config.cluster.lease_ttl);
                 let hosts = std::mem::take(&mut self.hosts);
                 let slots = std::mem::take(&mut self.slots);
                 let mut facts: BTreeMap<HostName, HostFacts> = BTreeMap::new();
@@ -306,7 +324,8 @@ impl Core {
                     let above = next(&mut self.epoch);
                     let role = slot.state.role.clone();
                     let hosts = self.config.cluster.roles.get(&role).map(|r| r.hosts.clone()).unwrap_or_default();
-                    *slot = Slot::first(role, above, &hosts, now, self.config.cluster.lease_ttl + Cluster::MARGIN);
+                    *slot = Slot::first(role, above, &hosts, now, self.longest_ttl + Cluster::MARGIN)
+                        .with_quarantine(self.config.cluster.lease_ttl + Cluster::MARGIN);
                 }
             }
         }
@@ -352,6 +371,8 @@ impl Core {
         mut saved: BTreeMap<IpAddr, slot::SlotState>,
     ) {
         let now = self.now;
+        self.configured_at = now;
+        let before = self.longest_ttl + Cluster::MARGIN;
         let quarantine = self.config.cluster.lease_ttl + Cluster::MARGIN;
         self.hosts = self
             .config
@@ -372,13 +393,13 @@ impl Core {
             .map(|(ip, role_name)| {
                 let hosts = self.config.cluster.roles.get(&role_name).map(|r| r.hosts.clone()).unwrap_or_default();
                 let slot = match saved.remove(&ip) {
-                    Some(state) => Slot::restored(slot::SlotState { role: role_name, ..state }, now, quarantine),
+                    Some(state) => Slot::restored(slot::SlotState { role: role_name, ..state }, now, before),
                     None => {
                         let epoch = *first_epoch.get_or_insert_with(|| next(&mut self.epoch));
-                        Slot::first(role_name, epoch, &hosts, now, quarantine)
+                        Slot::first(role_name, epoch, &hosts, now, before)
                     }
                 };
-                (ip, slot)
+                (ip, slot.with_quarantine(quarantine))
             })
             .collect();
         self.intent.retain(|ip, _| self.slots.contains_key(ip));
@@ -685,7 +706,9 @@ impl Core {
         for (ip, slot) in &self.slots {
             let (Some(holder), Some(before)) = (&slot.state.holder, slot.settled_granters()) else { continue };
             let Some(role) = self.config.cluster.roles.get(&slot.state.role) else { continue };
-            let wanted = granters_of(&role.hosts, holder, &excluded);
+            let mut wanted = granters_of(&role.hosts, holder, &excluded);
+            // Who joins must be there to vouch: a restarted monitor does not know at once who is away.
+            wanted.retain(|host| before.contains(host) || self.agent_answers(now, host));
             if wanted != *before && self.agent_answers(now, holder) {
                 changes.push((*ip, holder.clone(), before.clone(), wanted));
             }
@@ -1004,6 +1027,7 @@ impl Core {
             slots: self.slots.iter().map(|(ip, s)| (*ip, s.state.clone())).collect(),
             active: self.active.clone(),
             intent: self.intent.clone(),
+            lease_ttl_ms: u64::try_from(self.longest_ttl.as_millis()).unwrap_or(u64::MAX),
             saved_at: now,
         };
         if self.persisted.as_ref().is_none_or(|before| snapshot.differs(before)) {

@@ -82,6 +82,11 @@ impl Slot {
         Slot { state, deadline, quarantine }
     }
 
+    /// What is sent from now on is waited out for so long: ttl + margin.
+    pub(crate) fn with_quarantine(self, quarantine: Duration) -> Self {
+        Slot { quarantine, ..self }
+    }
+
     /// R7.
     pub(crate) fn free_for(&self, to: &HostName, now: Millis) -> Result<Fenced, Blocked> {
         let others = || self.state.live.iter().filter(|o| o.to != *to);

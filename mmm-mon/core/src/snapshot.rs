@@ -23,6 +23,10 @@ pub struct Snapshot {
     pub active: Option<HostName>,
     /// Roles that an operator prepared in passive mode, or asked for.
     pub intent: BTreeMap<IpAddr, HostName>,
+    /// The longest lease, in milliseconds, that may have been given: waited out by the next life (R10), which may have a
+    /// shorter lease_ttl in its configuration.
+    #[serde(default)]
+    pub lease_ttl_ms: u64,
     /// On the saving monitor's clock; every other time in here is before it.
     pub saved_at: Millis,
 }
