@@ -180,9 +180,10 @@ fn a_cut_of_half_a_lease_between_the_agents_costs_no_role_and_a_long_one_does() 
     test.db1.logs(CONNECTED, 1);
     test.stays_while(|test| {
         for _ in 0..3 {
-            // The lease, less a heartbeat, the time to let go, and the pause between two tries of TCP.
-            cut(&test.hosts, Duration::from_millis(1700));
-            std::thread::sleep(Duration::from_millis(1600));
+            // Longer ones may cost it: a lease is shorter by a heartbeat and the time to let go, and TCP tries again
+            // at growing pauses.
+            cut(&test.hosts, LEASE_TTL / 2);
+            std::thread::sleep(LEASE_TTL / 2);
         }
     });
     std::thread::scope(|scope| {
