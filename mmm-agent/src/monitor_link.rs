@@ -585,7 +585,8 @@ mod tests {
         for _ in 0..WAITING_LINES + 10 {
             link.send(report(vec!["x".repeat(200_000)]));
         }
-        assert!(begin.elapsed() < Duration::from_secs(1), "sending never waits");
+        // Writing them as JSON takes its time on a busy machine; waiting for the other side would never end.
+        assert!(begin.elapsed() < Duration::from_secs(10), "sending never waits");
         let end = next(&mut inputs).await;
         assert!(matches!(&end, Input::MonitorDown { why } if why.contains("did not take a message")), "{end:?}");
         monitor(at, &mut inputs).await;
