@@ -137,8 +137,11 @@ struct Done {
     round: usize,
     /// With the hosts' names, e.g. `kill -9 server of writer (db1)`.
     what: String,
+    kind: String,
     /// Hosts whose server or link was hit.
     hosts: BTreeSet<&'static str>,
+    /// The host that nobody of the cluster could reach meanwhile.
+    alone: Option<&'static str>,
     began: Instant,
     healed: Instant,
     /// Why it was left out or what it answered.
@@ -410,8 +413,13 @@ impl Field<'_> {
             Fault::Cut(..) | Fault::CutBoth(..) | Fault::Isolate(_) | Fault::LinkDown(_) => true,
             Fault::Move | Fault::Offline(_) => false,
         };
+        let alone = match fault {
+            Fault::Isolate(_) | Fault::LinkDown(Place::Host(_)) => targets.first().copied(),
+            Fault::Hit(..) | Fault::Cut(..) | Fault::CutBoth(..) | Fault::LinkDown(_) => None,
+            Fault::Move | Fault::Offline(_) => None,
+        };
         let hosts = targets.into_iter().filter(|_| touches_data).collect();
-        Done { round, what, hosts, began, healed, note, left_out }
+        Done { round, what, kind: fault.to_string(), hosts, alone, began, healed, note, left_out }
     }
 
     fn hit(&self, blow: Blow, fault: Fault, host: &'static str, name: &'static str, lasts: Duration) -> Result<String> {
@@ -647,7 +655,9 @@ fn start_fetching(field: &Field<'_>, stopped: &mut BTreeMap<&'static str, Instan
     for host in DB {
         let Ok(status) = field.lab.replication(host) else { continue };
         let is = |column: &str, what: &str| status.get(column).is_some_and(|v| v == what);
-        if status.is_empty() || !is("Slave_IO_Running", "No") || !is("Slave_SQL_Running", "Yes") {
+        // 1236: refused for good. Otherwise it was told to stop: a new writer does not fetch from the old one.
+        let failed = is("Slave_IO_Running", "No") && is("Last_IO_Errno", "1236");
+        if status.is_empty() || !failed || !is("Slave_SQL_Running", "Yes") {
             stopped.remove(host);
         } else if stopped.entry(host).or_insert_with(Instant::now).elapsed() > Duration::from_secs(10) {
             stopped.remove(host);

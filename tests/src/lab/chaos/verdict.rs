@@ -22,6 +22,10 @@ use std::time::{Duration, Instant};
 /// A copy that was acknowledged may be in a relay log for so long, and is thrown away with it at a restart.
 const RELAYED: Duration = Duration::from_secs(10);
 
+/// How late a kernel may be when it takes an address away whose agent cannot (safety.md calls it margin).
+const KERNEL_LATE: Duration = Duration::from_millis(1500);
+const LOOK_LATE: Duration = Duration::from_millis(100);
+
 pub(super) struct Evidence<'a> {
     pub(super) config: &'a Config,
     pub(super) field: &'a Field<'a>,
@@ -47,9 +51,13 @@ pub struct FaultLine {
     pub round: usize,
     pub at_s: f64,
     pub fault: String,
+    /// Without the hosts' names.
+    pub kind: String,
     pub lasted_s: f64,
     /// The longest time without any acknowledged row, from the fault's beginning until the next round's.
     pub outage_s: f64,
+    /// How long the writer address stayed on a host that nobody of the cluster could reach.
+    pub kept_s: Option<f64>,
     pub writer_before: String,
     pub writer_after: String,
     /// Acknowledged in the same time, and missing at the end.
@@ -192,8 +200,10 @@ pub(super) fn judge(all: &Evidence<'_>) -> Result<Verdict> {
                 round: d.round,
                 at_s: secs(d.began),
                 fault: d.what.clone(),
+                kind: d.kind.clone(),
                 lasted_s: (d.healed - d.began).as_secs_f64(),
                 outage_s: longest_gap(&acks, d.began, until).as_secs_f64(),
+                kept_s: kept(&all.looked, d).map(|kept| kept.as_secs_f64()),
                 writer_before: writer(d.began),
                 writer_after: writer(until),
                 lost: lost_at.iter().filter(|at| **at >= d.began && **at < until).count(),
@@ -207,6 +217,15 @@ pub(super) fn judge(all: &Evidence<'_>) -> Result<Verdict> {
     }
     let mut wrongs = lock(&all.field.wrongs).clone();
     wrongs.extend(panics(all.field.lab.dir()));
+    let file = crate::lab::configs::monitor_file(all.field.lab.dir());
+    let parsed = mmm_common::config::parse::monitor(&file);
+    let lease = parsed.map_err(|e| anyhow::anyhow!("{}: {e:?}", file.display()))?.cluster.lease_ttl;
+    for d in &done {
+        // What is seen is up to one look late, and a look on a busy machine.
+        if let Some(kept) = kept(&all.looked, d).filter(|kept| *kept > lease + KERNEL_LATE + LOOK_LATE) {
+            wrongs.push(format!("{}: the writer address stayed on the host for {:.3} s", d.what, kept.as_secs_f64()));
+        }
+    }
     let doubled = &all.looked.doubled;
     let steps = acks.windows(2).map(|w| w[1] - w[0]).filter(|gap| *gap > Duration::from_millis(500));
     Ok(Verdict {
@@ -264,6 +283,17 @@ fn longest_gap(acks: &[Instant], from: Instant, until: Instant) -> Duration {
     let behind = (acks.partition_point(|at| *at <= until) + 1).min(acks.len());
     let within = acks.get(first..behind).unwrap_or_default();
     within.windows(2).map(|w| w[1] - w[0]).max().unwrap_or_else(|| until.saturating_duration_since(from))
+}
+
+/// How long the writer address stayed on the host that nobody reached, if it was there and left before the healing.
+fn kept(looked: &Looked, done: &Done) -> Option<Duration> {
+    let host = done.alone.filter(|_| !done.left_out)?;
+    if !looked.writers_between(done.began, done.began).contains(host) {
+        return None;
+    }
+    let off = looked.writer.iter().find(|(at, hosts)| *at > done.began && !hosts.contains(&host));
+    let until = off.map_or(done.healed, |(at, _)| (*at).min(done.healed));
+    Some(until - done.began)
 }
 
 /// What was so when a row was acknowledged that is missing now.
@@ -343,6 +373,25 @@ impl Verdict {
         t
     }
 
+    /// What each kind of fault cost the clients, of those that came alone.
+    fn write_kinds(&self, t: &mut String) -> std::fmt::Result {
+        let mut rounds: BTreeMap<usize, usize> = BTreeMap::new();
+        for f in &self.faults {
+            *rounds.entry(f.round).or_default() += 1;
+        }
+        let mut kinds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for f in self.faults.iter().filter(|f| rounds.get(&f.round) == Some(&1)) {
+            kinds.entry(&f.kind).or_default().push(f.outage_s);
+        }
+        writeln!(t, "\n  {:<34} {:>5} {:>8} {:>8}", "alone in its round", "times", "median", "longest outage")?;
+        for (kind, mut outages) in kinds {
+            outages.sort_by(f64::total_cmp);
+            let (median, longest) = (outages[outages.len() / 2], outages[outages.len() - 1]);
+            writeln!(t, "  {kind:<34} {:>5} {median:>8.3} {longest:>8.3}", outages.len())?;
+        }
+        Ok(())
+    }
+
     fn write(&self, t: &mut String) -> std::fmt::Result {
         writeln!(
             t,
@@ -351,9 +400,10 @@ impl Verdict {
         )?;
         writeln!(t, "  {}", "-".repeat(96))?;
         for f in &self.faults {
+            let kept = f.kept_s.map_or_else(String::new, |s| format!("the address stayed {s:.3} s "));
             writeln!(
                 t,
-                "  {:>5} {:>8.1}  {:<44} {:>7.2} {:>8.3}  {:<11} {:>4}  {}",
+                "  {:>5} {:>8.1}  {:<44} {:>7.2} {:>8.3}  {:<11} {:>4}  {kept}{}",
                 f.round,
                 f.at_s,
                 f.fault,
@@ -364,6 +414,7 @@ impl Verdict {
                 f.note
             )?;
         }
+        self.write_kinds(t)?;
         writeln!(
             t,
             "\n  seed {}, {} faults in {:.0} s, server {}",
