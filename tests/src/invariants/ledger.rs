@@ -26,6 +26,8 @@ pub(crate) struct Ledger {
 #[derive(Debug, Default)]
 pub(super) struct Book {
     boot: Boot,
+    /// lease_ttl in its configuration.
+    ttl: Duration,
     /// When its reports and requests of this life left, on its own clock.
     sent: BTreeMap<Anchor, Millis>,
     answered: u64,
@@ -94,7 +96,10 @@ impl Ledger {
                 self.books.insert(host.clone(), Book::default());
             }
             let Some(book) = self.books.get_mut(host) else { continue };
-            let ttl = world.agents_lease_ttl.unwrap_or(world.config.cluster.lease_ttl);
+            if matches!(seen, Seen::AgentStarted { .. }) {
+                book.ttl = world.agents_lease_ttl.unwrap_or(world.config.cluster.lease_ttl);
+            }
+            let ttl = book.ttl;
             match seen {
                 Seen::AgentStarted { boot, at, .. } => {
                     let ips = world.config.cluster.addresses();
