@@ -3,7 +3,8 @@
 //! with the command that does the same again).
 
 use anyhow::{Context as _, Result, ensure};
-use mmm_tests::lab::chaos::{Config, run};
+use mmm_tests::lab::chaos::{Config, catch_two_writers, run};
+use mmm_tests::lab::{Lab, LabConfig};
 use std::time::{Duration, SystemTime};
 
 fn number<T: std::str::FromStr>(variable: &str) -> Result<Option<T>> {
@@ -23,4 +24,14 @@ fn whatever_happens_no_address_is_on_two_hosts_and_nothing_acknowledged_is_lost_
     ensure!(verdict.is_safe(), "NOT SAFE; the same again: {}", verdict.command);
     ensure!(verdict.is_good(), "safe, but not whole; the same again: {}", verdict.command);
     Ok(())
+}
+
+#[test]
+fn two_writers_made_by_hand_are_seen_in_the_kernels_in_the_servers_and_on_the_wire() -> Result<()> {
+    Lab::run(LabConfig { daemons: false, ..LabConfig::default() }, |lab| {
+        let seen = catch_two_writers(lab, Duration::from_secs(1))?;
+        println!("two writers for a second: {seen:?}");
+        ensure!(seen.looks > 20 && seen.both_writable > 10 && seen.on_the_wire > 3, "{seen:?}");
+        Ok(())
+    })
 }

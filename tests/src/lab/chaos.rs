@@ -19,7 +19,7 @@ use super::network::{APP, DB, GATEWAY, MONITOR};
 use super::process;
 use super::server::Settings;
 use super::{Lab, LabConfig, wait_for};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use holders::ServerState;
 use plan::{Blow, Fault, Place, Plan, Program, Round, Step, Who};
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,6 +85,44 @@ pub fn run(config: &Config) -> Result<Verdict> {
         Ok(())
     })?;
     verdict.context("the campaign ended without a verdict")
+}
+
+/// What the watchers have seen of an address that was on two hosts.
+#[derive(Clone, Copy, Debug)]
+pub struct Caught {
+    /// Looks into the kernels.
+    pub looks: u64,
+    /// Of these, with both servers writable.
+    pub both_writable: u64,
+    /// ARP rounds with two answers.
+    pub on_the_wire: usize,
+}
+
+/// The check of the check: in a lab without daemons the writer address is put on two writable hosts by hand, and the
+/// watchers of a campaign say what they see of it.
+pub fn catch_two_writers(lab: &Lab, how_long: Duration) -> Result<Caught> {
+    let field = &Field::new(lab);
+    thread::scope(|s| {
+        let ender = Ender(&field.stop);
+        let look =
+            s.spawn(move || holders::look(lab, &field.stop, &field.servers, &field.last_writer, &field.timeline));
+        let probe = s.spawn(move || wire::probe(lab, &field.stop, &field.timeline));
+        for (n, host) in DB.into_iter().enumerate() {
+            s.spawn(move || holders::ask(lab, host, &field.stop, &field.servers[n], &field.timeline));
+        }
+        lab.make_writer_by_hand(DB[0])?;
+        thread::sleep(how_long);
+        lab.make_writer_by_hand(DB[1])?;
+        thread::sleep(how_long);
+        drop(ender);
+        let looked = look.join().map_err(|_| anyhow!("the watcher of the kernels has panicked"))??;
+        let heard = probe.join().map_err(|_| anyhow!("the watcher of the wire has panicked"))??;
+        Ok(Caught {
+            looks: looked.doubled.iter().map(|d| d.looks).sum(),
+            both_writable: looked.doubled.iter().map(|d| d.all_writable).sum(),
+            on_the_wire: heard.doubled.len(),
+        })
+    })
 }
 
 /// What happened, by time since the campaign began.
@@ -193,22 +231,7 @@ struct Field<'a> {
 
 fn campaign(lab: &Lab, config: &Config) -> Result<Verdict> {
     lab.bring_online()?;
-    let field = Field {
-        lab,
-        timeline: Timeline::new(),
-        stop: AtomicBool::new(false),
-        servers: Default::default(),
-        last_writer: AtomicU8::new(0),
-        busy: Mutex::default(),
-        cuts: Mutex::default(),
-        done: Mutex::default(),
-        anew: Mutex::default(),
-        wrongs: Mutex::default(),
-        whole: Mutex::new(Some(Instant::now())),
-        online: Mutex::default(),
-        catching_up: Mutex::default(),
-    };
-    let field = &field;
+    let field = &Field::new(lab);
     let mut clients = Vec::new();
     for _ in 0..config.clients {
         clients.push(lab.client(ClientConfig { period: Duration::from_millis(40), ..ClientConfig::default() })?);
@@ -241,13 +264,13 @@ fn campaign(lab: &Lab, config: &Config) -> Result<Verdict> {
         let compared = verdict::compare(lab, converged.as_ref().ok().copied());
         drop(ender);
         let joined = "a thread of the campaign has panicked";
-        let looked = look.join().map_err(|_| anyhow::anyhow!(joined))??;
-        let heard = probe.join().map_err(|_| anyhow::anyhow!(joined))??;
+        let looked = look.join().map_err(|_| anyhow!(joined))??;
+        let heard = probe.join().map_err(|_| anyhow!(joined))??;
         let mut seen = Vec::new();
         for ask in ask {
-            seen.push(ask.join().map_err(|_| anyhow::anyhow!(joined))?);
+            seen.push(ask.join().map_err(|_| anyhow!(joined))?);
         }
-        operator.join().map_err(|_| anyhow::anyhow!(joined))?;
+        operator.join().map_err(|_| anyhow!(joined))?;
         worked?;
         let all = verdict::Evidence { config, field, looked, heard, seen, journals, converged, compared };
         verdict::judge(&all)
@@ -338,7 +361,25 @@ fn play(field: &Field<'_>, number: usize, round: &Round) -> Result<()> {
     })
 }
 
-impl Field<'_> {
+impl<'a> Field<'a> {
+    fn new(lab: &'a Lab) -> Field<'a> {
+        Field {
+            lab,
+            timeline: Timeline::new(),
+            stop: AtomicBool::new(false),
+            servers: Default::default(),
+            last_writer: AtomicU8::new(0),
+            busy: Mutex::default(),
+            cuts: Mutex::default(),
+            done: Mutex::default(),
+            anew: Mutex::default(),
+            wrongs: Mutex::default(),
+            whole: Mutex::new(Some(Instant::now())),
+            online: Mutex::default(),
+            catching_up: Mutex::default(),
+        }
+    }
+
     fn host(&self, who: Who) -> &'static str {
         let writer = usize::from(self.last_writer.load(Ordering::Relaxed)).min(1);
         match who {
