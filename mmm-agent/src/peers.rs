@@ -491,6 +491,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn those_who_share_a_role_with_this_host_are_asked() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let hosts = ["db1", "db2", "db3", "db4"].iter().enumerate().map(|(number, name)| {
+            let peer = ["db2", "db1"]
+                .get(number)
+                .map_or("mode = 'slave'".to_owned(), |p| format!("mode = 'master'\npeer = '{p}'"));
+            format!("[host.{name}]\nip = '127.0.7.{number}'\n{peer}\n")
+        });
+        let text = format!(
+            "this = 'db1'\ninsecure_plaintext = true\n[agent]\nstate_path = '/nowhere/state'\n[host.default]\n\
+             cluster_interface = 'eth0'\nagent_user = 'a'\nagent_password = 'a'\nreplication_user = 'r'\n\
+             replication_password = 'r'\n{}[role.writer]\nmode = 'exclusive'\nhosts = ['db1', 'db2']\n\
+             ips = ['10.0.0.50']\n[role.reader]\nmode = 'balanced'\nhosts = ['db1', 'db3']\nips = ['10.0.0.51']\n\
+             [role.reports]\nmode = 'balanced'\nhosts = ['db2', 'db4']\nips = ['10.0.0.52']\n",
+            hosts.collect::<String>()
+        );
+        let path = dir.path().join("mmm_agent.toml");
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let config = mmm_common::config::parse::agent(&path).unwrap();
+
+        let (inputs, _heard) = mpsc::channel(16);
+        let peers = Peers::start(&config.this, &config.cluster, &Refusals::default(), &inputs);
+        let asked: Vec<&str> = peers.peers.keys().map(HostName::as_str).collect();
+        assert_eq!(asked, ["db2", "db3"], "not this host, and not db4");
+    }
+
+    #[tokio::test]
     async fn an_address_that_is_not_ours_is_no_source() {
         let mut f = start(TTL).await;
         f.task.abort();
