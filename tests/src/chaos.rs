@@ -1,12 +1,13 @@
 //! Faults by chance in the simulated world, by seed: the same number gives the same story, byte by byte.
 //!
 //! A time with faults, then one in which everything is whole again and the cluster must heal. The world looks at the
-//! rules of safety after every event and panics; what is looked at here is progress and data. It never uses real time.
+//! rules of safety after every event; what is looked at here is progress and data. It never uses real time.
 
-use crate::world::{WRITER, World, config};
+use crate::world::{Kills, MONITOR, WRITER, World, config};
 use mmm_common::control::Command;
 use mmm_common::ids::HostName;
 use mmm_common::state::HostState;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 /// What may happen in a story.
@@ -17,8 +18,18 @@ pub enum Kind {
     Planned,
     /// One fault at a time, of every kind, healed before the next.
     Single,
+    /// The network is cut in every way, and processes and machines stand still; nobody dies.
+    Partition,
     /// Everything at once.
     Storm,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 4] = [Kind::Planned, Kind::Single, Kind::Partition, Kind::Storm];
+
+    pub fn by_name(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| format!("{kind:?}").eq_ignore_ascii_case(name))
+    }
 }
 
 const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
@@ -32,58 +43,99 @@ const FORCE_AFTER: u64 = 60_000;
 /// In this long in peace nothing is saved, and the cores are not woken more often than `CALM_TICKS` times.
 const PEACE: u64 = 5_000;
 const CALM_TICKS: u64 = 500;
+/// So short may a clock stand still: margin less the kernel's second and the drift of clocks over a lease.
+const CLOCK_STANDS: u64 = 300;
+/// The monitor is away for so long, and nobody notices.
+const WITHOUT_MONITOR: u64 = 30_000;
+const NOT_NOTICED: u64 = 300;
 
-/// Tells one story. An error says what did not hold, in its first line and in capitals, with the story.
-pub fn run(seed: u64, kind: Kind) -> Result<(), String> {
-    let mut w = begin(seed, kind);
+/// How a story went.
+pub struct Told {
+    pub seed: u64,
+    pub kind: Kind,
+    /// What did not hold, its name in capitals.
+    pub broken: Option<String>,
+    pub story: Vec<String>,
+}
+
+/// Tells one story.
+pub fn tell(seed: u64, kind: Kind) -> Told {
+    let mut w = world(seed, kind);
+    // A broken rule of safety panics in the middle of the story, in the world or in a core.
+    let end = catch_unwind(AssertUnwindSafe(|| happen(&mut w, kind)));
+    let broken = match end {
+        Ok(Ok(())) => None,
+        Ok(Err(what)) => Some(what),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned()));
+            Some(text.as_deref().and_then(|t| t.lines().next()).unwrap_or("PANIC without a word").to_owned())
+        }
+    };
+    Told { seed, kind, broken, story: std::mem::take(&mut w.story) }
+}
+
+fn happen(w: &mut World, kind: Kind) -> Result<(), String> {
+    begin(w);
     for step in 1..=STEPS {
         match kind {
-            Kind::Planned => operate(&mut w),
+            Kind::Planned => operate(w),
             Kind::Single => {
-                fault(&mut w);
+                if w.any(12) == 0 {
+                    do_without_monitor(w)?;
+                }
+                fault(w);
                 let ms = 200 + w.any(9_000);
                 w.run(ms);
-                heal(&mut w);
+                heal(w);
             }
-            Kind::Storm => fault(&mut w),
+            Kind::Partition => disturb(w),
+            Kind::Storm => fault(w),
         }
         let ms = if w.any(3) == 0 { w.any(8_000) } else { w.any(700) };
         w.run(ms);
         if step % 4 == 0 && kind != Kind::Planned {
-            set_online(&mut w);
+            set_online(w);
         }
     }
-    heal(&mut w);
-    let forced = get_whole(&mut w)?;
-    look_at_data(&mut w, kind, forced)?;
-    look_at_peace(&mut w)
+    heal(w);
+    let forced = get_whole(w)?;
+    look_at_data(w, kind, forced)?;
+    look_at_peace(w)
 }
 
-fn begin(seed: u64, kind: Kind) -> World {
+fn world(seed: u64, kind: Kind) -> World {
     let mut c = config(&HOSTS);
     // Who waits for an operator is set online below; flapping would only make that slower.
     c.flap_count = 0;
     c.cluster.drain_timeout = Duration::from_secs(5);
-    let mut w = World::with(c);
-    w.chance = seed;
+    if seed % 2 == 0 {
+        c.kill_host_bin = Some("/usr/local/sbin/kill_host".into());
+    }
+    let mut w = World::by_chance(c, seed);
     w.jitter = [0, 20, 300, 900][w.any(4) as usize];
     if kind == Kind::Planned {
         w.lag = w.any(60);
         w.jitter = w.jitter.min(300);
         w.strict = true;
+    } else {
+        w.link_patience = [0, 500, 2_000, 5_000][w.any(4) as usize];
     }
+    w.kills = Kills::Fail;
     w.slow_looks = [0, 0, 10, 80][w.any(4) as usize];
+    w
+}
+
+fn begin(w: &mut World) {
     w.run(4_000);
     for host in HOSTS {
         w.command(Command::SetOnline { host: host.into() });
         w.run(3_000);
     }
-    w
 }
 
 fn note(w: &mut World, text: &str) {
-    let at = (w.now - (1 << 40)) as f64 / 1000.0;
-    w.story.push(format!("{at:>9.3} ==== {text}"));
+    w.tell(format!("==== {text}"));
 }
 
 fn ask(w: &mut World, command: Command) {
@@ -128,10 +180,96 @@ fn operate(w: &mut World) {
     }
 }
 
+/// The monitor is away while everybody else is well: the agents vouch for each other, and nobody notices.
+fn do_without_monitor(w: &mut World) -> Result<(), String> {
+    set_online(w);
+    w.outage = 0;
+    w.run(8_000);
+    if !w.writer_is_open() || w.outage > NOT_NOTICED || w.now - w.last_write > NOT_NOTICED {
+        return Ok(());
+    }
+    note(w, "the monitor is away for long, and nothing else happens");
+    let writer = w.holders(WRITER).join(" ");
+    w.stop_monitor();
+    w.run(WITHOUT_MONITOR);
+    let (outage, now) = (w.outage.max(w.now - w.last_write), w.holders(WRITER).join(" "));
+    if outage > NOT_NOTICED || now != writer {
+        return broken(w, &format!("NOTICED: no writes for {outage} ms, writer on {writer} and then on {now}"));
+    }
+    note(w, "start monitor");
+    w.start_monitor();
+    Ok(())
+}
+
+/// Cuts of every kind, and whatever stands still.
+fn disturb(w: &mut World) {
+    w.echo = [0, 0, 5, 30][w.any(4) as usize];
+    let host = HOSTS[w.any(3) as usize];
+    let other = HOSTS[w.any(3) as usize];
+    let most = [500, 3_000, 8_000][w.any(3) as usize];
+    let ms = 100 + w.any(most);
+    match w.any(14) {
+        0 => {
+            note(w, &format!("cut {host}"));
+            w.cut.insert(host.into());
+        }
+        1 | 2 => {
+            note(w, &format!("isolate {host}: only clients reach it"));
+            w.isolate(host);
+        }
+        3 => {
+            note(w, &format!("cut {host} - monitor"));
+            w.cut_between(host, MONITOR);
+        }
+        4 => {
+            note(w, &format!("cut {host} -> monitor"));
+            w.cut_way(host, MONITOR);
+        }
+        5 => {
+            note(w, &format!("cut monitor -> {host}"));
+            w.cut_way(MONITOR, host);
+        }
+        6 if host != other => {
+            note(w, &format!("cut {host} - {other}"));
+            w.cut_between(host, other);
+        }
+        7 if host != other => {
+            note(w, &format!("cut {host} -> {other}"));
+            w.cut_way(host, other);
+        }
+        8 if w.has_agent(host) && !w.is_paused(host) => {
+            note(w, &format!("agent {host} is stopped for {ms} ms"));
+            w.pause_agent(host);
+            w.resume_agent_after(host, ms);
+        }
+        9 if w.is_alive(host) && !w.is_frozen(host) => {
+            note(w, &format!("machine {host} stands still for {ms} ms"));
+            w.freeze_host(host, true);
+            w.wake_host_after(host, ms);
+        }
+        10 if w.is_alive(host) && !w.is_frozen(host) && w.clock_may_stand(host) => {
+            let ms = 1 + w.any(CLOCK_STANDS);
+            note(w, &format!("machine {host} stands still for {ms} ms, and so does its clock"));
+            w.freeze_host(host, false);
+            w.wake_host_after(host, ms);
+        }
+        11 if w.has_monitor() && !w.monitor_is_paused() => {
+            note(w, &format!("the monitor is stopped for {ms} ms"));
+            w.pause_monitor();
+            w.resume_monitor_after(ms);
+        }
+        _ => {
+            note(w, "end cuts");
+            w.end_cuts();
+        }
+    }
+}
+
 fn fault(w: &mut World) {
+    w.kills = Kills::Chance;
     let host = HOSTS[w.any(3) as usize];
     let name = HostName::from(host);
-    match w.any(22) {
+    match w.any(36) {
         0 => {
             note(w, &format!("kill server {host}"));
             w.kill_server(host);
@@ -186,7 +324,7 @@ fn fault(w: &mut World) {
         }
         11 | 12 => {
             note(w, "end cuts");
-            w.cut.clear();
+            w.end_cuts();
         }
         13 => {
             note(w, &format!("hang server {host}"));
@@ -220,6 +358,16 @@ fn fault(w: &mut World) {
             note(w, &format!("{host} can apply no more"));
             w.refuse_sql(host);
         }
+        22 if w.is_alive(host) => {
+            note(w, &format!("reboot host {host}"));
+            w.crash_host(host);
+            let ms = w.any(3_000);
+            w.run(ms);
+            if !w.is_alive(host) {
+                w.boot_host(host);
+            }
+        }
+        23..=32 => disturb(w),
         // What is chosen and cannot be done now is a time without a fault.
         _ => {
             let ms = w.any(3_000);
@@ -231,9 +379,14 @@ fn fault(w: &mut World) {
 /// Ends every fault.
 fn heal(w: &mut World) {
     note(w, "heal all");
-    w.cut.clear();
+    w.end_cuts();
+    w.end_kills();
     w.network = true;
+    w.echo = 0;
+    w.resume_monitor();
     for host in HOSTS {
+        w.wake_host(host);
+        w.resume_agent(host);
         let server = &mut w.host(host).server;
         (server.hung_since, server.sql_refuses, server.io) = (None, false, true);
         if !w.is_alive(host) {
@@ -309,7 +462,7 @@ fn look_at_data(w: &mut World, kind: Kind, forced: bool) -> Result<(), String> {
             }
         }
         // Two at a time can take what only these two had.
-        Kind::Storm => {}
+        Kind::Partition | Kind::Storm => {}
     }
     Ok(())
 }
@@ -338,6 +491,7 @@ fn look_at_peace(w: &mut World) -> Result<(), String> {
     Ok(())
 }
 
-fn broken<T>(w: &World, what: &str) -> Result<T, String> {
-    Err(format!("{what}\n{}", w.story.join("\n")))
+fn broken<T>(w: &mut World, what: &str) -> Result<T, String> {
+    note(w, what.lines().next().unwrap_or_default());
+    Err(what.to_owned())
 }

@@ -5,4 +5,5 @@
 pub mod chaos;
 mod invariants;
 pub mod lab;
+pub mod scenario;
 pub mod world;

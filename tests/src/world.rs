@@ -99,8 +99,8 @@ pub struct World {
     pub agents_lease_ttl: Option<Duration>,
     /// kill_host_bin was called, for this host, asked for at this epoch.
     kill: Option<(HostName, Epoch)>,
-    /// It is not the story that says what becomes of a kill, but chance.
-    pub kills_by_chance: bool,
+    /// What becomes of a kill.
+    pub kills: Kills,
     /// What happened since the rules were last looked at.
     pub(crate) seen: Vec<Seen>,
     invariants: Invariants,
@@ -134,8 +134,21 @@ pub struct SimHost {
     pile: VecDeque<AgentInput>,
     /// The whole machine stands still.
     pub(crate) frozen: Option<Frozen>,
+    /// When its clock last went on after it had stood still.
+    clock_stood_until: u64,
     /// Since when its server has answered a running agent.
     pub(crate) minded_since: Option<u64>,
+}
+
+/// What becomes of a call of kill_host_bin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kills {
+    /// The story says so ([`World::confirm_kill`]).
+    Told,
+    /// It cuts the power, or fails late.
+    Chance,
+    /// It fails.
+    Fail,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -229,6 +242,7 @@ impl World {
                     stopped: false,
                     pile: VecDeque::new(),
                     frozen: None,
+                    clock_stood_until: 0,
                     minded_since: None,
                 };
                 (name.clone(), host)
@@ -272,7 +286,7 @@ impl World {
             refuse_steps: BTreeSet::new(),
             agents_lease_ttl: None,
             kill: None,
-            kills_by_chance: false,
+            kills: Kills::Told,
             seen: Vec::new(),
             invariants: Invariants::default(),
         };

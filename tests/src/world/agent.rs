@@ -111,6 +111,11 @@ impl World {
         }
     }
 
+    /// Its clock may stand still for a moment (0.3 s): not again soon, for the margin covers no more.
+    pub fn clock_may_stand(&self, name: &str) -> bool {
+        self.hosts.get(&HostName::from(name)).is_some_and(|h| self.now - h.clock_stood_until > 10_000)
+    }
+
     pub fn is_frozen(&self, name: &str) -> bool {
         self.hosts.get(&HostName::from(name)).is_some_and(|h| h.frozen.is_some())
     }
@@ -126,6 +131,7 @@ impl World {
         let lost = now - frozen.since;
         if !frozen.clock_goes_on {
             host.clock.stood_still(frozen.since, now);
+            host.clock_stood_until = now;
             let gone: Vec<u64> = host
                 .kernel
                 .values_mut()

@@ -3,7 +3,7 @@
 //! What the core has put out is done in order; a stopped process does nothing, and finds all that came meanwhile when
 //! it goes on.
 
-use super::{Event, World};
+use super::{Event, Kills, World};
 use crate::invariants::Seen;
 use mmm_agent_core::io::Input as AgentInput;
 use mmm_common::epoch::Epoch;
@@ -89,6 +89,19 @@ impl World {
         true
     }
 
+    /// Kills that are under way will fail, and so will all others.
+    pub fn end_kills(&mut self) {
+        if self.kills == Kills::Told {
+            return;
+        }
+        self.kills = Kills::Fail;
+        for event in self.queue.values_mut() {
+            if let Event::Kill(_, _, works) = event {
+                *works = false;
+            }
+        }
+    }
+
     fn plan_monitor_tick(&mut self, at: u64) {
         let at = at.max(self.now + 1);
         if self.monitor_tick != Some(at) {
@@ -149,11 +162,11 @@ impl World {
                 }
                 MonOutput::Kill { host, asked, .. } => {
                     self.tell(format!("kill_host {host}"));
-                    if self.kills_by_chance {
+                    if self.kills == Kills::Told {
+                        self.kill = Some((host, asked));
+                    } else {
                         let (ms, works) = (self.any(3_000), self.any(2) == 0);
                         self.after(ms, Event::Kill(host, asked, works));
-                    } else {
-                        self.kill = Some((host, asked));
                     }
                 }
                 MonOutput::Reply { id, answer } => {
@@ -173,7 +186,7 @@ impl World {
 
     /// The program has cut the host's power, or could not; its result comes later.
     pub(super) fn kill_host(&mut self, name: HostName, asked: Epoch, works: bool) {
-        let result = if works {
+        let result = if works && self.kills == Kills::Chance {
             self.tell(format!("==== kill_host cuts the power of {name}"));
             self.crash_host(name.as_str());
             Ok(())
