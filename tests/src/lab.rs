@@ -356,7 +356,12 @@ impl Lab {
         for old in ["data", "tmp"] {
             fs::remove_dir_all(dir.join(old)).with_context(|| format!("remove {old} of {host}"))?;
         }
+        let old_id = server_id(&dir.join("my.cnf"))?;
         self.state.server.prepare(host, &dir, settings)?;
+        let file = dir.join("my.cnf");
+        let (text, fresh_id) = (fs::read_to_string(&file)?, server_id(&file)?);
+        // MySQL does not fetch what a server of its own id has written, so it could not get back its own old rows.
+        fs::write(&file, text.replace(&format!("server-id={fresh_id}\n"), &format!("server-id={}\n", old_id + 10)))?;
         self.start_mysqld(host)?;
         self.make_durable(host, false)?;
         self.state.server.follow(&self.socket(host), master)
@@ -623,6 +628,13 @@ impl Drop for Lab {
             }
         }
     }
+}
+
+/// The number in a my.cnf.
+fn server_id(file: &Path) -> Result<u32> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let id = text.lines().find_map(|l| l.strip_prefix("server-id=")?.parse().ok());
+    id.with_context(|| format!("{} has no server-id", file.display()))
 }
 
 /// A host's state in the answer to `show`.

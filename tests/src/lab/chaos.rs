@@ -631,8 +631,7 @@ fn operate(field: &Field<'_>) {
         }
         let catching_up = lock(&field.catching_up).clone();
         for host in catching_up {
-            let there = field.lab.replicates(host).is_ok()
-                && field.lab.replication(host).is_ok_and(|r| r.get("Seconds_Behind_Master").is_some_and(|s| s == "0"));
+            let there = field.lab.replicates(host).is_ok() && has_all_rows(field, host).unwrap_or(false);
             if there {
                 lock(&field.catching_up).remove(host);
                 let _ = field.lab.make_durable(host, true);
@@ -688,6 +687,14 @@ fn make_anew(field: &Field<'_>, host: &'static str) -> Result<()> {
     lock(&field.anew).push(Anew { at: Instant::now(), host, extra });
     lock(&field.catching_up).insert(host);
     lab.make_server_anew(host, writer, SETTINGS)
+}
+
+/// Whether it has what the writer had a moment ago. Being 0 seconds behind is said of a server that has fetched nothing.
+fn has_all_rows(field: &Field<'_>, host: &str) -> Result<bool> {
+    let count =
+        |host: &str| -> Result<u64> { Ok(field.lab.mysql(host, "SELECT COUNT(*) FROM app.t")?.value()?.parse()?) };
+    let wanted = count(field.lab.writer()?)?;
+    Ok(count(host)? >= wanted)
 }
 
 /// A fresh server could not serve those who fetch from it until it had caught up: they have given up meanwhile. Only
