@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may stop at the first surprise")]
 
+use mmm_common::wire::PROTOCOL;
 use serde_json::Value;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -87,7 +88,7 @@ impl Daemon {
     fn ask(&self, command: &str) -> Option<Value> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        writeln!(stream, r#"{{"protocol":1,"command":{command}}}"#).unwrap();
+        writeln!(stream, r#"{{"protocol":{PROTOCOL},"command":{command}}}"#).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         Some(serde_json::from_str(&answer).unwrap())
@@ -228,7 +229,7 @@ fn a_status_that_cannot_be_saved_ends_it() {
     let limited = Command::new("prlimit").args(["--fsize=0", "--pid", &daemon.process.id().to_string()]).status();
     assert!(limited.unwrap().success());
     let mut stream = TcpStream::connect(("127.0.0.1", daemon.port)).unwrap();
-    writeln!(stream, r#"{{"protocol":1,"command":{{"verb":"set_manual"}}}}"#).unwrap();
+    writeln!(stream, r#"{{"protocol":{PROTOCOL},"command":{{"verb":"set_manual"}}}}"#).unwrap();
     let mut ended = None;
     wait_until("it ends", || {
         ended = daemon.process.try_wait().unwrap();

@@ -39,7 +39,8 @@ impl Scene {
     /// A connection that has got as far as the agent's hello.
     async fn greet(&mut self) -> Lines<TcpStream> {
         let mut link = self.accept().await;
-        assert_eq!(link.next().await.unwrap(), r#"{"message":"hello","protocol":1,"host":"db1"}"#);
+        let ours = format!(r#"{{"message":"hello","protocol":{PROTOCOL},"host":"db1"}}"#);
+        assert_eq!(link.next().await.unwrap(), ours);
         say(&mut link, &hello(PROTOCOL, "db1")).await;
         let up = self.input().await;
         assert_eq!(up, Input::AgentUp { host: "db1".into(), boot: Boot(7), version: "0.1.0".into() });
@@ -181,7 +182,7 @@ async fn another_version_is_named_once_and_not_tried_again_at_once() {
     let mut link = s.accept().await;
     say(&mut link, r#"{"message":"hello","protocol":9,"name":"something new"}"#).await;
     let why = s.down().await;
-    assert!(why.contains("speaks protocol 9, this monitor 1: install the same version"), "{why}");
+    assert!(why.contains(&format!("speaks protocol 9, this monitor {PROTOCOL}: install the same version")), "{why}");
     assert!(timeout(Duration::from_secs(2), s.agent.accept()).await.is_err(), "it waits");
     let mut link = s.accept().await;
     say(&mut link, &hello(9, "db1")).await;
