@@ -36,7 +36,7 @@ const CONVERGE: Duration = Duration::from_secs(120);
 const SETTLE: Duration = Duration::from_secs(40);
 /// A host must be shown as having rows of its own for so long before it is made anew.
 const EXTRA_FOR: Duration = Duration::from_secs(6);
-/// Without a writer for so long with everything healed, the operator forces one, and the verdict says so.
+/// Without a writer for so long, far longer than any fault, the operator forces one, and the verdict says so.
 const STUCK: Duration = Duration::from_secs(75);
 const ROUND_TRIP: Duration = Duration::from_millis(500);
 const SETTINGS: Settings = Settings { semisync: true, durable: true };
@@ -221,8 +221,6 @@ struct Field<'a> {
     anew: Mutex<Vec<Anew>>,
     /// Programs that ended without being told to, and what else a daemon did wrong.
     wrongs: Mutex<Vec<String>>,
-    /// Since when no fault is under way.
-    whole: Mutex<Option<Instant>>,
     /// The hosts' states, as `show` had them last.
     online: Mutex<BTreeMap<&'static str, String>>,
     /// Hosts that were made anew and have not fetched everything yet.
@@ -323,10 +321,7 @@ fn make_trouble(field: &Field<'_>, config: &Config) -> Result<()> {
             break;
         }
         thread::sleep(round.calm);
-        *lock(&field.whole) = None;
-        let worked = play(field, number + 1, &round);
-        *lock(&field.whole) = Some(Instant::now());
-        worked?;
+        play(field, number + 1, &round)?;
         if round.settle {
             let settled = wait_for("a cluster that serves", SETTLE, || field.serves());
             field.timeline.note(match settled {
@@ -374,7 +369,6 @@ impl<'a> Field<'a> {
             done: Mutex::default(),
             anew: Mutex::default(),
             wrongs: Mutex::default(),
-            whole: Mutex::new(Some(Instant::now())),
             online: Mutex::default(),
             catching_up: Mutex::default(),
         }
@@ -641,8 +635,7 @@ fn operate(field: &Field<'_>) {
         if !lock(&field.anew).is_empty() {
             start_fetching(field, &mut io_stopped);
         }
-        let healed = lock(&field.whole).is_some_and(|at| at.elapsed() > Duration::from_secs(1));
-        if !healed || field.servers.iter().any(ServerState::is_writable) {
+        if field.lab.writer().is_ok() {
             no_writer = None;
         } else if no_writer.get_or_insert_with(Instant::now).elapsed() > STUCK {
             no_writer = None;
@@ -720,9 +713,9 @@ fn start_fetching(field: &Field<'_>, stopped: &mut BTreeMap<&'static str, Instan
     }
 }
 
-/// Nobody has the writer role though nothing is broken any more.
+/// Nobody has had the writer role for longer than any fault lasts.
 fn force(field: &Field<'_>, show: &str) {
-    field.wrong(format!("no writer for {STUCK:?} with every fault healed; show:\n{}", show.trim()));
+    field.wrong(format!("no writer for {STUCK:?}, longer than any fault; show:\n{}", show.trim()));
     for host in [field.host(Who::Writer), field.host(Who::Standby)] {
         let answer = field.lab.control(&["move_role", "--force", "writer", host]);
         let answer = answer.map_or_else(|e| format!("{e:#}"), |a| a.text.trim().to_owned());

@@ -294,12 +294,6 @@ pub(super) struct ServerState {
     pub(super) writable: AtomicU8,
 }
 
-impl ServerState {
-    pub(super) fn is_writable(&self) -> bool {
-        self.writable.load(Ordering::Relaxed) == YES
-    }
-}
-
 /// Semi-synchronous replication at one moment, as the server that waits for acknowledgements says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum SemiSync {
