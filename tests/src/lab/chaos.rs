@@ -178,6 +178,8 @@ struct Done {
     kind: String,
     /// Hosts whose server or link was hit.
     hosts: BTreeSet<&'static str>,
+    /// A server ended, and what it had received and not applied may be gone with it.
+    ended_server: bool,
     /// The host that nobody of the cluster could reach meanwhile.
     alone: Option<&'static str>,
     began: Instant,
@@ -443,10 +445,13 @@ impl<'a> Field<'a> {
         let left_out = outcome.is_err();
         let note = outcome.unwrap_or_else(|e| format!("left out: {e:#}"));
         self.timeline.note(format!("round {round}: healed: {what} {note}"));
-        let touches_data = match fault {
-            Fault::Hit(_, program) => matches!(program, Program::Mysqld(_)),
-            Fault::Cut(..) | Fault::CutBoth(..) | Fault::Isolate(_) | Fault::LinkDown(_) => true,
-            Fault::Move | Fault::Offline(_) => false,
+        let between_servers = targets.iter().all(|t| DB.contains(t));
+        let (ended_server, touches_data) = match fault {
+            Fault::Hit(Blow::Kill | Blow::Restart, Program::Mysqld(_)) => (true, true),
+            Fault::Hit(_, program) => (false, matches!(program, Program::Mysqld(_))),
+            Fault::Cut(..) | Fault::CutBoth(..) => (false, between_servers),
+            Fault::Isolate(_) | Fault::LinkDown(_) => (false, true),
+            Fault::Move | Fault::Offline(_) => (false, false),
         };
         let alone = match fault {
             Fault::Isolate(_) | Fault::LinkDown(Place::Host(_)) => targets.first().copied(),
@@ -454,7 +459,7 @@ impl<'a> Field<'a> {
             Fault::Move | Fault::Offline(_) => None,
         };
         let hosts = targets.into_iter().filter(|_| touches_data).collect();
-        Done { round, what, kind: fault.to_string(), hosts, alone, began, healed, note, left_out }
+        Done { round, what, kind: fault.to_string(), hosts, ended_server, alone, began, healed, note, left_out }
     }
 
     fn hit(&self, blow: Blow, fault: Fault, host: &'static str, name: &'static str, lasts: Duration) -> Result<String> {

@@ -312,17 +312,17 @@ fn explain(all: &Evidence<'_>, done: &[Done], anew: &[Anew], id: u64, sent: Inst
     } else {
         under_way.iter().map(|d| d.what.as_str()).collect::<Vec<_>>().join("; ")
     };
-    let hit: BTreeSet<&str> = done
-        .iter()
-        .filter(|d| !d.left_out && d.began <= acknowledged + RELAYED && d.healed >= sent)
-        .flat_map(|d| d.hosts.iter().copied())
-        .filter(|h| *h == DB[0] || *h == DB[1])
-        .collect();
+    let near: Vec<&Done> =
+        done.iter().filter(|d| !d.left_out && d.began <= acknowledged + RELAYED && d.healed >= sent).collect();
+    let hit: BTreeSet<&str> =
+        near.iter().flat_map(|d| d.hosts.iter().copied()).filter(|h| *h == DB[0] || *h == DB[1]).collect();
     let excuse = match semisync {
         SemiSync::Off => Some("semi-sync was off: nobody else had to have it".to_owned()),
-        SemiSync::Unknown => None,
-        SemiSync::On if hit.len() > 1 => Some("both masters were hit within ten seconds".to_owned()),
-        SemiSync::On => None,
+        // One master had it only in a relay log that ended with its server, and the other one was hit as well.
+        SemiSync::On if hit.len() > 1 && near.iter().any(|d| d.ended_server && !d.hosts.contains(DB[2])) => {
+            Some("a master's server ended and the other master was hit, within ten seconds".to_owned())
+        }
+        SemiSync::On | SemiSync::Unknown => None,
     };
     let kept = anew.iter().find(|a| a.extra.contains(&id)).map_or("", |a| a.host);
     let kept = if kept.is_empty() { String::new() } else { format!("; it was on {kept}, which was made anew") };
