@@ -4,23 +4,21 @@
 //! to go out, and what is logged of those who break the rules. All of these are counted, also when they are not logged.
 
 use mmm_common::frame::LineDecoder;
+use mmm_common::refusals::{self, Count};
 use mmm_common::wire::MAX_LINE;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 /// For one line to go out. Who does not take it has to connect anew.
 pub(crate) const WRITE_TIME: Duration = Duration::from_secs(2);
-/// Between two log lines about refusals; between two that say the same, a minute.
-const QUIET: Duration = Duration::from_secs(1);
-const QUIET_SAME: Duration = Duration::from_secs(60);
 
 /// Why a connection is over.
 #[derive(Debug)]
@@ -129,59 +127,18 @@ pub(crate) fn shortened(line: &str) -> String {
 
 /// Counts every refused connection and message since the start, and logs few of them.
 #[derive(Clone, Default)]
-pub(crate) struct Refusals(Arc<Mutex<Counted>>);
-
-#[derive(Default)]
-struct Counted {
-    total: u64,
-    left_out: u64,
-    last: Option<(Instant, String)>,
-}
+pub(crate) struct Refusals(Arc<Mutex<refusals::Refusals>>);
 
 impl Refusals {
     pub(crate) fn warn(&self, peer: SocketAddr, text: &str) {
-        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(left_out) = counted.counts(Instant::now(), text) {
-            tracing::warn!(%peer, left_out, "{text} ({} refused since the start)", counted.total);
+        let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Count { total, left_out }) = refusals.count(Instant::now(), text) {
+            tracing::warn!(%peer, left_out, "{text} ({total} refused since the start)");
         }
     }
 
     #[cfg(test)]
     pub(crate) fn total(&self) -> u64 {
-        self.0.lock().unwrap().total
-    }
-}
-
-impl Counted {
-    /// How many were left out since the last line, if now is the time for another one.
-    fn counts(&mut self, now: Instant, text: &str) -> Option<u64> {
-        self.total += 1;
-        if let Some((at, before)) = &self.last
-            && now.duration_since(*at) < if before == text { QUIET_SAME } else { QUIET }
-        {
-            self.left_out += 1;
-            return None;
-        }
-        self.last = Some((now, text.to_owned()));
-        Some(std::mem::take(&mut self.left_out))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn few_refusals_are_logged_and_all_are_counted() {
-        let mut c = Counted::default();
-        let start = Instant::now();
-        let after = |ms| start + Duration::from_millis(ms);
-        assert_eq!(c.counts(start, "a"), Some(0));
-        assert_eq!(c.counts(after(1), "b"), None);
-        assert_eq!(c.counts(after(999), "b"), None);
-        assert_eq!(c.counts(after(1000), "b"), Some(2));
-        assert_eq!(c.counts(after(60_999), "b"), None, "the same again");
-        assert_eq!(c.counts(after(61_000), "b"), Some(1));
-        assert_eq!(c.total, 6);
+        self.0.lock().unwrap().total()
     }
 }

@@ -11,6 +11,7 @@ pub mod frame;
 pub mod gtid;
 pub mod ids;
 pub mod order;
+pub mod refusals;
 pub mod report;
 pub mod safeguard;
 pub mod slots_file;

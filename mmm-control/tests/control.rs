@@ -125,7 +125,7 @@ fn check(words: &str, request: &str, answer: &str, stdout: &str, exit: i32) {
     assert_eq!(text(&output.stderr), "", "{words}");
     let sent: serde_json::Value = serde_json::from_str(&monitor.request()).unwrap();
     let wanted: serde_json::Value = serde_json::from_str(request).unwrap();
-    assert_eq!(sent, serde_json::json!({ "protocol": 1, "command": wanted }), "{words}");
+    assert_eq!(sent, serde_json::json!({ "protocol": mmm_common::wire::PROTOCOL, "command": wanted }), "{words}");
 
     let monitor = Monitor::answering(answer);
     let output = monitor.run(&format!("{words} --json"));

@@ -116,6 +116,8 @@ struct Link {
 enum End {
     /// Tried again soon.
     Broken(String),
+    /// So is this: something was sent that an agent does not send.
+    NoMessage(String),
     /// Somebody has to do something first.
     Mismatch(String),
 }
@@ -137,6 +139,7 @@ impl Link {
                         debug!(host = %self.spec.host, "link to the agent: {why}");
                         why.clone()
                     }
+                    End::NoMessage(why) => why.clone(),
                     End::Mismatch(why) => {
                         if news {
                             warn!(host = %self.spec.host, "agent refused: {why}");
@@ -146,8 +149,11 @@ impl Link {
                 };
                 feed.input(Input::AgentDown { host: self.spec.host.clone(), why }).await;
             }
+            if let End::NoMessage(why) = &end {
+                feed.refused(self.spec.agent, why);
+            }
             match &end {
-                End::Broken(_) => {
+                End::Broken(_) | End::NoMessage(_) => {
                     sleep(retry).await;
                     retry = (retry * 2).min(LAST_RETRY);
                 }
@@ -224,9 +230,9 @@ impl Link {
                 Err(End::Mismatch(format!("the agent at {agent} refuses this monitor: {why}")))
             }
             Ok(FromAgent::Report(_) | FromAgent::Vouch(_)) => {
-                Err(End::Broken(format!("the agent at {agent} sent something else before its hello")))
+                Err(End::NoMessage(format!("the agent at {agent} sent something else before its hello")))
             }
-            Err(e) => Err(End::Broken(format!(
+            Err(e) => Err(End::NoMessage(format!(
                 "what listens at {agent} is no mmm_agentd ({e}): check agent_port and what runs there"
             ))),
         }
@@ -253,9 +259,9 @@ async fn reports(host: &HostName, silence: Duration, lines: &mut Lines<impl Asyn
                 heard = Instant::now();
             }
             Ok(FromAgent::Refused { why }) => return End::Broken(format!("the agent closed the link: {why}")),
-            Ok(FromAgent::Hello { .. }) => return End::Broken("the agent sent a second hello".to_owned()),
-            Ok(FromAgent::Vouch(_)) => return End::Broken("the agent vouched; nobody had asked it".to_owned()),
-            Err(e) => return End::Broken(format!("the agent sent something that is no message: {e}")),
+            Ok(FromAgent::Hello { .. }) => return End::NoMessage("the agent sent a second hello".to_owned()),
+            Ok(FromAgent::Vouch(_)) => return End::NoMessage("the agent vouched; nobody had asked it".to_owned()),
+            Err(e) => return End::NoMessage(format!("the agent sent something that is no message: {e}")),
         }
     }
 }

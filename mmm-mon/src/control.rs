@@ -76,8 +76,8 @@ async fn visit(mut stream: TcpStream, from: SocketAddr, feed: Feed, has_asked: A
         refused(format!("{CONNECTIONS} requests wait for their answer already. Try again later"))
     } else {
         match timeout(PATIENCE, lines.next()).await {
-            Err(_) => refused(format!("No request came within {PATIENCE:?}")),
-            Ok(Err(why)) => refused(format!("No request came: {why}")),
+            Err(_) => no_request(&feed, from, format!("No request came within {PATIENCE:?}")),
+            Ok(Err(why)) => no_request(&feed, from, format!("No request came: {why}")),
             Ok(Ok(line)) => {
                 has_asked.store(true, Ordering::Relaxed);
                 ask(&line, from, &feed).await
@@ -103,13 +103,17 @@ async fn ask(line: &str, from: SocketAddr, feed: &Feed) -> Answer {
     if let Ok(AnyRequest { protocol }) = serde_json::from_str(line)
         && protocol != PROTOCOL
     {
-        return refused(format!(
-            "mmm_control speaks protocol {protocol}, this mmm_mond {PROTOCOL}: install the same version of both"
-        ));
+        return no_request(
+            feed,
+            from,
+            format!(
+                "mmm_control speaks protocol {protocol}, this mmm_mond {PROTOCOL}: install the same version of both"
+            ),
+        );
     }
     let Request { command, .. } = match serde_json::from_str(line) {
         Ok(request) => request,
-        Err(e) => return refused(format!("What was sent is no request of mmm_control: {e}")),
+        Err(e) => return no_request(feed, from, format!("What was sent is no request of mmm_control: {e}")),
     };
     let (reply, answer) = oneshot::channel();
     feed.send(Event::Command { command, who: from.to_string(), reply }).await;
@@ -119,6 +123,12 @@ async fn ask(line: &str, from: SocketAddr, feed: &Feed) -> Answer {
 #[derive(Deserialize)]
 struct AnyRequest {
     protocol: u32,
+}
+
+/// Counted: it did not come from `mmm_control`.
+fn no_request(feed: &Feed, from: SocketAddr, text: String) -> Answer {
+    feed.refused(from, &text);
+    refused(text)
 }
 
 fn refused(text: String) -> Answer {

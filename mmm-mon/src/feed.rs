@@ -6,12 +6,16 @@
 use mmm_common::config::Monitor as Config;
 use mmm_common::config::parse::Mistake;
 use mmm_common::control::{Answer, Command};
+use mmm_common::refusals::{Count, Refusals};
 use mmm_mon_core::io::Input;
 use std::future::Future;
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
+use tracing::warn;
 
 /// Events waiting at once; whoever has one more waits until the loop has caught up.
 const QUEUE: usize = 1024;
@@ -34,6 +38,8 @@ pub(crate) enum Event {
 pub(crate) struct Feed {
     queue: mpsc::Sender<(Arc<AtomicBool>, Event)>,
     current: Arc<AtomicBool>,
+    /// Of the whole process.
+    refusals: Arc<Mutex<Refusals>>,
 }
 
 /// The receiving end: the loop's.
@@ -44,7 +50,8 @@ pub(crate) struct Inbox {
 
 pub(crate) fn feed() -> (Feed, Inbox) {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    (Feed { queue: sender, current: Arc::new(AtomicBool::new(true)) }, Inbox { queue: receiver })
+    let current = Arc::new(AtomicBool::new(true));
+    (Feed { queue: sender, current, refusals: Arc::default() }, Inbox { queue: receiver })
 }
 
 impl Feed {
@@ -57,13 +64,26 @@ impl Feed {
         self.send(Event::Core(input)).await;
     }
 
+    /// Somebody has sent what is no message, or what no side of that connection may send.
+    pub(crate) fn refused(&self, peer: SocketAddr, text: &str) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Count { total, left_out }) = refusals.count(Instant::now(), text) {
+            warn!(%peer, left_out, "{text} ({total} refused since the start)");
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn refusals(&self) -> u64 {
+        self.refusals.lock().unwrap().total()
+    }
+
     /// Starts a task with a feed of its own; both end when the worker is dropped.
     pub(crate) fn worker<F>(&self, work: impl FnOnce(Feed) -> F) -> Worker
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let current = Arc::new(AtomicBool::new(true));
-        let feed = Feed { queue: self.queue.clone(), current: current.clone() };
+        let feed = Feed { queue: self.queue.clone(), current: current.clone(), refusals: self.refusals.clone() };
         Worker { task: tokio::spawn(work(feed)).abort_handle(), current }
     }
 }

@@ -443,7 +443,7 @@ impl Handover {
         scene.hosts.get(from).is_some_and(|h| {
             let behind =
                 h.report.and_then(|r| r.addresses.get(&scene.address)).is_some_and(|a| a.present && a.seen < epoch);
-            let away = !h.agent_answers && !(h.silent && self.request.is_some());
+            let away = !h.agent_answers && (!h.silent || self.request.is_none());
             h.may_hold && !h.server_gone && (away || (h.agent_answers && behind))
         })
     }

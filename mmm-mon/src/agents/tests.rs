@@ -80,6 +80,8 @@ fn report(seq: u64) -> Report {
         server: ServerReport::unknown("not looked"),
         task: None,
         troubles: vec![],
+        vouched: Default::default(),
+        conflicts: Default::default(),
         machine_boot: "m".into(),
         leaving: false,
     }

@@ -8,6 +8,7 @@ use std::time::Instant;
 /// A port with a loop behind it that answers `ping` at once and nothing else ever.
 struct Port {
     at: SocketAddr,
+    feed: Feed,
     _inbox: tokio::task::JoinHandle<Vec<oneshot::Sender<Answer>>>,
 }
 
@@ -15,8 +16,8 @@ async fn port() -> Port {
     let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let at = listener.local_addr().unwrap();
     let (feed, inbox) = feed();
-    tokio::spawn(serve(listener, feed));
-    Port { at, _inbox: tokio::spawn(answer_pings(inbox)) }
+    tokio::spawn(serve(listener, feed.clone()));
+    Port { at, feed, _inbox: tokio::spawn(answer_pings(inbox)) }
 }
 
 async fn answer_pings(mut inbox: Inbox) -> Vec<oneshot::Sender<Answer>> {
@@ -79,8 +80,8 @@ async fn what_is_no_request_is_refused_in_words() {
     let port = port().await;
     for (sent, word) in [
         (&b"GET / HTTP/1.1\r\n\r\n"[..], "is no request"),
-        (b"{\"protocol\":1,\"command\":{\"verb\":\"explode\"}}\n", "unknown variant `explode`"),
-        (b"{\"protocol\":99,\"something\":\"else\"}\n", "protocol 99, this mmm_mond 1"),
+        (b"{\"protocol\":2,\"command\":{\"verb\":\"explode\"}}\n", "unknown variant `explode`"),
+        (b"{\"protocol\":99,\"something\":\"else\"}\n", "protocol 99, this mmm_mond 2"),
         (b"\xff\xfe\n", "not UTF-8"),
     ] {
         let answer = say(&port, sent).await;
@@ -88,6 +89,7 @@ async fn what_is_no_request_is_refused_in_words() {
         assert!(answer.ends_with('\n'));
     }
     ping_is_answered(&port).await;
+    assert_eq!(port.feed.refusals(), 4, "each is counted, and the ping is not");
 }
 
 #[tokio::test]
