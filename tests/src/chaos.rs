@@ -109,7 +109,7 @@ fn world(seed: u64, kind: Kind) -> World {
     // Who waits for an operator is set online below; flapping would only make that slower.
     c.flap_count = 0;
     c.cluster.drain_timeout = Duration::from_secs(5);
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         c.kill_host_bin = Some("/usr/local/sbin/kill_host".into());
     }
     let mut w = World::by_chance(c, seed);

@@ -425,12 +425,12 @@ impl World {
                 }
             }
             Event::Order(name, order) => {
-                if self.hosts.get(&name).is_some_and(|h| h.linked) && self.from_monitor(&name) {
+                if self.hosts.get(&name).is_some_and(|h| h.linked) && self.hears_monitor(&name) {
                     self.agent_input(&name, AgentInput::Order(*order));
                 }
             }
             Event::Report(name, report) => {
-                if self.hosts.get(&name).is_some_and(|h| h.linked) && self.to_monitor(&name) {
+                if self.hosts.get(&name).is_some_and(|h| h.linked) && self.is_heard_by_monitor(&name) {
                     self.monitor_input(MonInput::Report { host: name, report });
                 }
             }

@@ -57,17 +57,17 @@ impl World {
             && (self.ways_cut.is_empty() || !self.ways_cut.contains(&(from.clone(), to.clone())))
     }
 
-    pub(super) fn to_monitor(&self, name: &HostName) -> bool {
+    pub(super) fn is_heard_by_monitor(&self, name: &HostName) -> bool {
         self.passes(name, &MONITOR.into())
     }
 
-    pub(super) fn from_monitor(&self, name: &HostName) -> bool {
+    pub(super) fn hears_monitor(&self, name: &HostName) -> bool {
         self.passes(&MONITOR.into(), name)
     }
 
     /// The monitor and the host hear each other.
     pub(super) fn is_reached(&self, name: &HostName) -> bool {
-        self.to_monitor(name) && self.from_monitor(name)
+        self.is_heard_by_monitor(name) && self.hears_monitor(name)
     }
 
     /// What one agent sends arrives at the other.
