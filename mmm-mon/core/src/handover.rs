@@ -480,7 +480,12 @@ impl Handover {
         match turn.slot.free_for(to.host(), scene.now) {
             Err(blocked) => {
                 let mut help = true;
+                let answers = |of: &HostName| scene.hosts.get(of).is_some_and(|h| h.agent_answers);
                 let (of, text) = match blocked {
+                    Blocked::NoGranter { of } | Blocked::Unknown { of } if answers(&of) => {
+                        let text = format!("waiting for {of} to let go");
+                        (of, text)
+                    }
                     Blocked::Lease { of, until } => {
                         let rest = until.since(scene.now).as_millis();
                         (of.clone(), format!("waiting for {of} to let go; its lease is over in {rest} ms at most"))

@@ -808,8 +808,12 @@ impl Core {
         }
     }
 
-    /// How many of the other hosts of the role have received nothing that this one lacks.
+    /// How many of the other hosts of the role have received nothing that this one lacks. Who was open for writes last
+    /// lacks nothing by definition, whatever the others tell of themselves.
     fn rank(&self, host: &HostName, others: &[HostName]) -> u64 {
+        if self.active.as_ref() == Some(host) {
+            return u64::MAX;
+        }
         let Some(mine) = self.hosts.get(host).and_then(|h| h.facts.report.as_ref()).map(|r| &r.server) else {
             return 0;
         };
@@ -868,6 +872,9 @@ impl Core {
             }
             Err(blocked) => {
                 let text = match blocked {
+                    slot::Blocked::NoGranter { of } | slot::Blocked::Unknown { of } if self.agent_answers(now, &of) => {
+                        format!("{to} is to have it and waits until {of} has let go")
+                    }
                     slot::Blocked::Lease { of, .. } => {
                         format!("{to} is to have it and waits until {of} has let go or its lease is over")
                     }

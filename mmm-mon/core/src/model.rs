@@ -33,14 +33,6 @@ impl Decisions {
         (state, deadline)
     }
 
-    pub fn state(&self) -> &SlotState {
-        &self.0.state
-    }
-
-    pub fn is_free_for(&self, to: &HostName, now: Millis) -> bool {
-        self.0.free_for(to, now).is_ok()
-    }
-
     /// Grants if that is proved to be safe.
     pub fn grant(&mut self, to: &HostName, epoch: Epoch, granters: BTreeSet<HostName>, now: Millis) -> bool {
         let Ok(proof) = self.0.free_for(to, now) else { return false };
