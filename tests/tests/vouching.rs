@@ -326,3 +326,32 @@ fn a_restart_with_a_shorter_lease_ttl_does_not_shorten_a_promise() {
     w.run(40_000);
     assert_eq!(w.holders(WRITER).len(), 1, "{}", told(&w));
 }
+
+/// Found by the chaos campaign: its first tick after the pause found everybody silent, before it had read what they said.
+#[test]
+fn a_monitor_that_was_stopped_for_a_while_moves_nothing_when_it_goes_on() {
+    for pause in [2_000, 3_500, 4_000, 20_000] {
+        let mut w = cluster();
+        let before = readers(&w);
+        w.pause_monitor();
+        w.run(pause);
+        w.resume_monitor();
+        w.run(10_000);
+        assert_eq!((w.holders(WRITER), readers(&w)), (vec!["db1"], before), "{pause} ms\n{}", told(&w));
+        assert!(w.outage <= 100, "{} ms\n{}", w.outage, told(&w));
+        shows(&mut w, "db1(10.0.0.11) master/ONLINE");
+    }
+}
+
+/// And what died meanwhile is failed over.
+#[test]
+fn who_dies_while_the_monitor_is_stopped_is_failed_over_when_it_goes_on() {
+    let mut w = cluster();
+    w.pause_monitor();
+    w.run(3_000);
+    w.crash_host("db1");
+    w.run(3_000);
+    w.resume_monitor();
+    w.run(6_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+}

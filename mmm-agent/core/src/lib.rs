@@ -32,6 +32,8 @@ use std::time::Duration;
 
 /// A step that failed is tried again after this long.
 const RETRY: Duration = Duration::from_millis(500);
+/// Within this time what a step has done shows in the watcher's looks at the server.
+const LOOKED_AT: Duration = Duration::from_secs(2);
 /// How long a shutdown leaves the monitor to move the roles away before it lets go by itself.
 const HAND_OVER: Duration = Duration::from_secs(5);
 /// How long it then waits for the server to become read-only before it ends anyway.
@@ -71,6 +73,8 @@ pub struct Core {
     opened: Option<IpAddr>,
 
     under_way: BTreeSet<Subject>,
+    /// The last change of replication that was done, and when.
+    replicated: Option<(Step, Millis)>,
     /// What failed, in words, and when it is tried again.
     failed: BTreeMap<Subject, (String, Millis)>,
     refusals: BTreeMap<IpAddr, String>,
@@ -134,6 +138,7 @@ impl Core {
             looked_at_server: false,
             opened,
             under_way: BTreeSet::new(),
+            replicated: None,
             failed: BTreeMap::new(),
             refusals: BTreeMap::new(),
             vouched_for: BTreeMap::new(),
@@ -381,6 +386,9 @@ impl Core {
             return false;
         }
         self.failed.remove(&subject);
+        if subject == Subject::Replication {
+            self.replicated = Some((step.clone(), now));
+        }
         match step {
             Step::Address { ip, lifetime_s, .. } => {
                 let Some(slot) = self.slots.get_mut(ip) else { return false };
@@ -511,7 +519,10 @@ impl Core {
 
     fn probed(&mut self, now: Millis, ip: IpAddr, answered_by: Option<String>, out: &mut Vec<Output>) {
         let name = self.named(ip);
-        let Some(slot) = self.slots.get_mut(&ip) else { return };
+        let Some(slot) = self.slots.get_mut(&ip).filter(|slot| slot.probe.is_asked()) else {
+            // Asked before the address was let go: who answers now may well be the rightful one.
+            return;
+        };
         let before = slot.probe.conflict.clone();
         slot.probe.ended(now, answered_by);
         self.report_due |= before.is_some() != slot.probe.conflict.is_some();
@@ -573,6 +584,9 @@ impl Core {
         // What is no longer wanted is no trouble any more; what is waits for its next try.
         let wanted: BTreeSet<Subject> = steps.iter().filter_map(Subject::of).collect();
         self.failed.retain(|subject, _| wanted.contains(subject) || self.under_way.contains(subject));
+        // The next look at the server shows what came of it; until then it would be done over and over.
+        let just_done = self.replicated.as_ref().filter(|(_, at)| now.since(*at) < LOOKED_AT).map(|(step, _)| step);
+        steps.retain(|step| Some(step) != just_done);
         steps.retain(|step| {
             Subject::of(step).is_none_or(|subject| self.failed.get(&subject).is_none_or(|(_, at)| *at <= now))
         });

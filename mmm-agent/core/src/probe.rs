@@ -31,6 +31,10 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
     pub(crate) fn begun(&mut self, now: Millis) {
         self.asked = Some(now);
     }

@@ -401,6 +401,42 @@ fn replication_is_pointed_where_ordered_and_an_operators_stop_is_respected() {
     assert_eq!(a.did(), "", "somebody stopped it; it is not ours to start");
 }
 
+/// Found by the chaos campaign: hundreds of times a second while the watcher's look was held up.
+#[test]
+fn what_was_done_to_replication_is_not_done_again_before_it_could_be_seen() {
+    let mut a = Agent::new(None, 1);
+    let replication = ReplicationReport {
+        source: "10.0.0.12".into(),
+        port: 3306,
+        io_running: true,
+        sql_running: true,
+        received: None,
+        behind_ms: None,
+        error: String::new(),
+    };
+    a.give(Input::Server(ServerReport { replication: Some(replication), ..server(Writing::ReadOnly) }));
+    let order = Order { replication: ReplicationOrder::Detached, ..a.order(&[]) };
+    a.give(Input::Order(order));
+    assert_eq!(a.did(), "detach");
+    a.give(Input::Done { step: Step::Detach, result: Ok(()) });
+    a.after(1_000);
+    assert_eq!(a.did(), "save");
+    a.after(2_000);
+    assert_eq!(a.did(), "detach", "the server still says that it fetches");
+}
+
+/// Found by the chaos campaign: the answer was the rightful new holder's.
+#[test]
+fn an_answer_on_the_wire_that_comes_after_a_let_go_is_no_conflict() {
+    let mut a = Agent::writing();
+    assert_eq!(a.probes, [ip(WRITER)]);
+    let order = a.order(&[(WRITER, let_go(6))]);
+    a.give(Input::Order(order));
+    a.give(Input::Probed { ip: ip(WRITER), answered_by: Some("02:00:00:00:00:02".into()) });
+    a.after(600);
+    assert!(a.last().conflicts.is_empty(), "{:?}", a.last());
+}
+
 #[test]
 fn ending_asks_the_monitor_to_move_the_roles_and_exits_when_they_are_gone() {
     let mut a = Agent::writing();

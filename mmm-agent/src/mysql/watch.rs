@@ -122,6 +122,7 @@ struct Sampler {
     /// For the replication status, which a STOP elsewhere can hold up while the server is well.
     status: Option<Session>,
     last_status: Option<ReplicationReport>,
+    /// Not before then is another connection tried for it.
     status_again: Instant,
 }
 
@@ -176,7 +177,6 @@ impl Sampler {
             }
             Err(e) if e.is_answer() => sample.denied = Some(e.to_string()),
             Err(e) => {
-                self.status_again = Instant::now() + STATUS_RETRY;
                 sample.replication = self.last_status.clone().map(|mut old| {
                     old.error = format!("the replication status is not to be had: {e}");
                     old
@@ -194,7 +194,10 @@ impl Sampler {
         let mut session = match self.status.take() {
             Some(session) if session.usable() => session,
             Some(_) | None if Instant::now() < self.status_again => return Err(Trouble::Late { limit: QUERY }),
-            Some(_) | None => self.server.connect(QUERY).await?,
+            Some(_) | None => {
+                self.status_again = Instant::now() + STATUS_RETRY;
+                self.server.connect(QUERY).await?
+            }
         };
         let answer = session.status_within(patience).await;
         self.status = Some(session);

@@ -42,6 +42,9 @@ use std::time::Duration;
 /// are samples, and the younger one may have travelled faster.
 const COMPARE_FOR: Duration = Duration::from_secs(3);
 
+/// A deadline that is handled so late was not waited for: the process was stopped.
+const LATE: Duration = Duration::from_millis(500);
+
 #[derive(Debug)]
 pub struct Core {
     config: Config,
@@ -80,6 +83,10 @@ pub struct Core {
     persisted: Option<Snapshot>,
     replies: Vec<(RequestId, Answer)>,
     now: Millis,
+    /// What `next_deadline` said after the last input.
+    due: Option<(Millis, &'static str)>,
+    /// When this process was found to have been stopped for a while.
+    woke: Option<Millis>,
 }
 
 #[derive(Debug)]
@@ -123,6 +130,8 @@ impl Core {
             persisted: None,
             replies: Vec::new(),
             now,
+            due: None,
+            woke: None,
             config,
         };
         if core.mode == MonitorMode::Passive && core.cause.is_none() {
@@ -136,6 +145,7 @@ impl Core {
     /// # Panics
     /// When an invariant is broken (invariants.rs).
     pub fn handle(&mut self, now: Millis, input: Input, out: &mut Vec<Output>) {
+        self.notice_a_pause(now, out);
         self.now = now;
         let answer = self.take_in(now, input, out);
         // 1
@@ -169,10 +179,31 @@ impl Core {
         // 5
         self.send_orders(now, answer.as_ref(), out);
         out.extend(self.replies.drain(..).map(|(id, answer)| Output::Reply { id, answer }));
+        self.due = self.deadline();
     }
 
     /// When to send a `Tick`, and what for.
     pub fn next_deadline(&self) -> Option<(Millis, &'static str)> {
+        self.due.or_else(|| self.deadline())
+    }
+
+    /// A process that was stopped, or had no processor, finds everybody silent before it has read what they said
+    /// meanwhile. So nobody is called silent, and no check failed, before they have had the time to be heard.
+    fn notice_a_pause(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let Some((due, _)) = self.due.filter(|(due, _)| now.since(*due) >= LATE) else { return };
+        let late = now.since(due).as_millis();
+        warn(
+            out,
+            None,
+            format!(
+                "This monitor was stopped, or had no processor: it is {late} ms late. Silence and failed checks count anew"
+            ),
+        );
+        self.woke = Some(now);
+        self.hosts.values_mut().for_each(|h| h.facts.excuse(now));
+    }
+
+    fn deadline(&self) -> Option<(Millis, &'static str)> {
         let ttl = self.config.cluster.lease_ttl;
         let mut all: Vec<(Millis, &'static str)> = Vec::new();
         for host in self.hosts.values() {
@@ -193,6 +224,9 @@ impl Core {
             }
         }
         all.push((self.started + self.startup_grace(), "the start is over"));
+        all.extend(
+            self.woke.map(|at| (at + self.agent_limit(), "everybody has had the time to be heard after a pause")),
+        );
         all.push((
             self.configured_at + self.longest_ttl + Cluster::MARGIN,
             "a longer lease_ttl of before is waited out",
@@ -441,7 +475,8 @@ impl Core {
     }
 
     fn is_silent(&self, now: Millis, name: &HostName) -> bool {
-        self.hosts.get(name).is_some_and(|h| now.since(h.facts.heard) >= self.config.cluster.lease_ttl)
+        let awake = self.woke.is_none_or(|at| now.since(at) >= self.agent_limit());
+        awake && self.hosts.get(name).is_some_and(|h| now.since(h.facts.heard) >= self.config.cluster.lease_ttl)
     }
 
     /// A peer that has vouched for this host within lease_ttl, as it tells itself, while the monitor cannot reach the

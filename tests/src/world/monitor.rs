@@ -55,10 +55,11 @@ impl World {
         if !std::mem::take(&mut self.monitor_stopped) {
             return;
         }
+        // The shell handles a deadline that has come before any input that waits.
+        self.monitor_input(MonInput::Tick);
         for input in std::mem::take(&mut self.monitor_pile) {
             self.monitor_input(input);
         }
-        self.monitor_input(MonInput::Tick);
     }
 
     pub fn monitor_is_paused(&self) -> bool {
