@@ -376,6 +376,7 @@ mod tests {
         <[u8; 6]>::from(mac).to_vec()
     }
 
+    // lessons.md 23
     #[test]
     fn the_neighbour_hears_request_and_reply_at_once_and_repeated_up_to_five_seconds() {
         let Some(hosts) = TwoHosts::new() else { return };
@@ -404,6 +405,7 @@ mod tests {
         }
     }
 
+    // lessons.md 23
     #[test]
     fn the_neighbours_entry_moves_here() {
         let Some(hosts) = TwoHosts::new() else { return };
@@ -453,6 +455,7 @@ mod tests {
         });
     }
 
+    // lessons.md 23
     #[test]
     fn after_a_flap_of_the_link_it_is_said_again() {
         let Some(hosts) = TwoHosts::new() else { return };

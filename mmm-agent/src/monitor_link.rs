@@ -677,6 +677,7 @@ mod tests {
         assert_eq!(hear_line(stream).await, None, "{why}");
     }
 
+    // lessons.md 8
     #[tokio::test]
     async fn forged_agents_are_refused_and_counted() {
         let mut port = start_at(free());

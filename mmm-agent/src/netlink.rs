@@ -482,6 +482,7 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(5), changes.recv()).await.expect("no change within 5 s").unwrap()
     }
 
+    // lessons.md 1
     #[test]
     fn an_address_leaves_by_the_kernels_hand() {
         let Some(hosts) = TwoHosts::new() else { return };
@@ -524,6 +525,7 @@ mod tests {
         });
     }
 
+    // lessons.md 24
     #[test]
     fn an_address_is_no_piece_of_text() {
         let Some(hosts) = TwoHosts::new() else { return };

@@ -629,6 +629,7 @@ mod tests {
         });
     }
 
+    // lessons.md 12, 25
     #[test]
     fn removing_resets_the_clients_and_waits_for_no_server() {
         let Some(hosts) = TwoHosts::new() else { return };

@@ -255,6 +255,7 @@ mod tests {
         assert_eq!(end.kind(), ErrorKind::ConnectionReset, "{end}");
     }
 
+    // lessons.md 25
     #[test]
     fn clients_of_the_address_are_reset_and_nobody_else() {
         let Some(hosts) = TwoHosts::new() else { return };

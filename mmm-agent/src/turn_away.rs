@@ -174,6 +174,7 @@ mod tests {
     use pnet_packet::Packet;
     use std::net::{TcpListener, TcpStream};
 
+    // lessons.md 25
     #[test]
     fn whoever_connects_after_the_release_is_refused_at_once_and_not_left_waiting() {
         let Some(hosts) = TwoHosts::new() else { return };

@@ -116,6 +116,7 @@ fn a_renewed_role_stays_and_a_term_signal_gives_it_back() {
     assert!(last.leaving, "{last:?}");
 }
 
+// lessons.md 1
 #[test]
 fn a_role_nobody_renews_leaves_also_when_the_agent_was_killed() {
     let Some(hosts) = TwoHosts::new() else { return };
@@ -131,6 +132,7 @@ fn a_role_nobody_renews_leaves_also_when_the_agent_was_killed() {
     assert!(start.elapsed() < Duration::from_secs(7), "the lifetime and the kernel's second: {:?}", start.elapsed());
 }
 
+// lessons.md 9
 #[test]
 fn an_inherited_address_without_an_end_is_not_trusted() {
     let Some(hosts) = TwoHosts::new() else { return };
@@ -142,6 +144,7 @@ fn an_inherited_address_without_an_end_is_not_trusted() {
     assert!(until(|| !is_there(&hosts)), "{}", agent.log());
 }
 
+// lessons.md 9
 #[test]
 fn an_upgrade_and_a_reload_keep_the_role() {
     let Some(hosts) = TwoHosts::new() else { return };

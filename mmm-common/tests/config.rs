@@ -367,6 +367,7 @@ fn the_monitor_reads_no_password_of_the_agents() {
     check(&[("mmm_mon.toml", MON), ("mmm_common.toml", &common)], "");
 }
 
+// lessons.md 28
 #[test]
 fn debug_output_shows_no_password() {
     let folder = Folder::with(&[("mmm_mon.toml", MON), ("mmm_agent.toml", AGENT), ("mmm_common.toml", COMMON)]);
@@ -555,6 +556,7 @@ fn what_is_no_text_and_what_is_no_file() {
     }
 }
 
+// lessons.md 28
 #[test]
 fn passwords_that_everybody_can_read() {
     let folder = Folder::with(&[("mmm_mon.toml", MON), ("mmm_common.toml", COMMON)]);
@@ -1365,6 +1367,7 @@ fn an_agent_of_no_host() {
     );
 }
 
+// lessons.md 8
 #[test]
 fn plaintext_beyond_loopback() {
     mon(
@@ -1391,6 +1394,7 @@ fn plaintext_beyond_loopback() {
     check(&[("mmm_agent.toml", AGENT), ("mmm_common.toml", &allowed)], "");
 }
 
+// lessons.md 27
 #[test]
 fn many_mistakes_in_several_files_at_once() {
     let common = with(COMMON, "mode = \"slave\"", "mode = \"slav\"\npeer = \"db1\"\nport = 3");

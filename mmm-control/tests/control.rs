@@ -143,6 +143,7 @@ fn refused(said: &str) -> String {
     serde_json::json!({ "answer": "refused", "text": said }).to_string()
 }
 
+// lessons.md 26
 #[test]
 fn every_verb_asks_for_what_it_says() {
     check("ping", r#"{"verb":"ping"}"#, &done("Pinged successfully!"), "OK: Pinged successfully!\n", 0);
@@ -265,6 +266,7 @@ fn a_text_cannot_fake_lines_or_steer_the_terminal() {
     assert!(!out.contains('\u{1b}') && out.contains("near 'x db2  mysql  OK [2J'"), "{out:?}");
 }
 
+// lessons.md 26
 #[test]
 fn without_a_monitor_every_verb_says_so() {
     // Given a loopback address that nobody listens on, and that no other test can be given.

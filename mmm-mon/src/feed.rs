@@ -117,6 +117,7 @@ impl Drop for Worker {
 mod tests {
     use super::*;
 
+    // lessons.md 19
     #[tokio::test]
     async fn what_a_dropped_worker_had_queued_is_not_believed() {
         let (feed, mut inbox) = feed();

@@ -175,6 +175,7 @@ fn a_second_copy_with_the_same_status_file_is_refused() {
     assert!(daemon.ask(r#"{"verb":"ping"}"#).is_some());
 }
 
+// lessons.md 27
 #[test]
 fn every_mistake_is_printed_at_once() {
     let site = Site::new();

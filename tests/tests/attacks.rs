@@ -191,6 +191,7 @@ fn a_forced_move_to_a_host_in_replication_fail_is_not_left_without_an_answer() {
 }
 
 // R11: a state that is older than what the agents have seen is as good as none.
+// lessons.md 21
 #[test]
 fn an_old_state_of_the_monitor_does_not_stop_the_cluster_for_good() {
     let mut w = cluster();
@@ -267,6 +268,7 @@ fn a_holder_confirmed_dead_by_kill_host_is_not_waited_for() {
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
 }
 
+// lessons.md 2
 #[test]
 fn a_kill_that_is_confirmed_after_the_agent_is_back_does_not_count() {
     let mut c = config(&HOSTS);

@@ -93,6 +93,7 @@ fn a_planned_move_loses_nothing_and_is_short() {
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
 }
 
+// lessons.md 17
 #[test]
 fn a_killed_server_is_failed_over_in_well_under_a_second_and_comes_back() {
     let mut w = cluster();
@@ -111,6 +112,7 @@ fn a_killed_server_is_failed_over_in_well_under_a_second_and_comes_back() {
     assert_eq!(w.lost_on("db1"), 0);
 }
 
+// lessons.md 12
 #[test]
 fn a_hung_server_is_failed_over_after_hang_timeout() {
     let mut w = cluster();
@@ -123,6 +125,7 @@ fn a_hung_server_is_failed_over_after_hang_timeout() {
     assert!(w.host("db1").server.read_only, "made read-only as the first thing when it answers");
 }
 
+// lessons.md 17
 #[test]
 fn a_dead_host_is_failed_over_when_its_lease_is_surely_over() {
     let mut w = cluster();
@@ -135,6 +138,7 @@ fn a_dead_host_is_failed_over_when_its_lease_is_surely_over() {
     assert_eq!(state_of(&mut w, "db1"), "AWAITING_RECOVERY", "a reboot waits for the operator");
 }
 
+// lessons.md 1, 2
 #[test]
 fn an_isolated_host_loses_its_addresses_before_others_get_them() {
     let mut w = cluster();
@@ -212,6 +216,7 @@ fn an_agent_that_is_told_to_end_has_its_roles_moved_first() {
     assert_eq!(w.host("db1").kernel.len(), 1, "a reader comes back\n{}", told(&w));
 }
 
+// lessons.md 22
 #[test]
 fn the_agent_of_the_writer_is_killed_for_good_and_the_role_moves() {
     let mut w = cluster();
@@ -257,6 +262,7 @@ fn a_monitor_that_forgot_everything_gives_no_address_to_two() {
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
 }
 
+// lessons.md 29
 #[test]
 fn without_a_network_failed_checks_are_ignored_and_leases_go_on() {
     let mut w = cluster();
@@ -301,6 +307,7 @@ fn set_ip_prepares_roles_for_the_end_of_passive_mode() {
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
 }
 
+// lessons.md 29
 #[test]
 fn in_manual_mode_no_role_leaves_a_failed_host_until_an_operator_says_so() {
     let mut w = cluster();
@@ -410,6 +417,7 @@ fn a_master_with_broken_replication_is_promoted_by_force_only() {
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
 }
 
+// lessons.md 3
 #[test]
 fn a_replica_that_does_not_apply_blocks_the_failover_with_a_reason() {
     let mut config = config(&["db1", "db2", "db3"]);

@@ -81,6 +81,7 @@ fn nothing_lost_on(lab: &Lab, host: &str, client: &Client) -> Result<()> {
     Ok(())
 }
 
+// lessons.md 16, 25
 #[test]
 fn a_planned_move_loses_nothing_and_hangs_nobody() -> Result<()> {
     check(|lab, client| {
@@ -109,6 +110,7 @@ fn a_planned_move_loses_nothing_and_hangs_nobody() -> Result<()> {
     })
 }
 
+// lessons.md 17
 #[test]
 fn a_killed_server_is_succeeded_and_comes_back() -> Result<()> {
     check(|lab, client| {
@@ -288,6 +290,7 @@ fn a_monitor_restart_moves_nothing() -> Result<()> {
     })
 }
 
+// lessons.md 11
 #[test]
 fn show_answers_while_an_agent_and_a_host_hang() -> Result<()> {
     check(|lab, _| {

@@ -108,6 +108,7 @@ fn an_isolated_writer_has_no_address_after_its_lease_and_the_other_writes() {
     assert_eq!(w.holders(WRITER), ["db2"]);
 }
 
+// lessons.md 1
 #[test]
 fn without_the_monitor_a_writer_that_loses_its_only_granter_lets_go() {
     let mut w = cluster();

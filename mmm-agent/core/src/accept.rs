@@ -198,6 +198,7 @@ mod tests {
         assert_eq!(s.hold.unwrap().lease, Lease::Until(Millis(4000)));
     }
 
+    // lessons.md 7
     #[test]
     fn delayed_orders_of_lower_epochs_are_refused() {
         let mut s = slot();
@@ -207,6 +208,7 @@ mod tests {
         assert_eq!((s.seen, s.hold), (Epoch(7), None));
     }
 
+    // lessons.md 7
     #[test]
     fn an_order_to_a_report_older_than_the_ttl_or_of_another_life_is_refused_and_its_epoch_not_seen() {
         for sent in [Some(Millis(1000)), None] {
@@ -247,6 +249,7 @@ mod tests {
         assert!(s.may_add(Millis(4400)), "proof is stronger than an answer");
     }
 
+    // lessons.md 9
     #[test]
     fn an_inherited_order_is_good_only_while_the_kernel_keeps_the_address_and_never_after_a_reboot() {
         let AddressOrder::Hold(order) = hold(5, true) else { unreachable!() };

@@ -240,6 +240,7 @@ fn renewals_save_nothing_and_refresh_the_kernels_lifetime_in_whole_seconds_of_th
     assert_eq!(a.did(), "add 10.0.0.51 3s");
 }
 
+// lessons.md 1
 #[test]
 fn without_renewal_the_address_is_gone_before_the_lease_ends_and_then_the_server_is_closed() {
     let mut a = Agent::writing();
@@ -251,6 +252,7 @@ fn without_renewal_the_address_is_gone_before_the_lease_ends_and_then_the_server
 }
 
 // R13
+// lessons.md 4
 #[test]
 fn a_release_is_not_told_before_the_server_reads_back_as_closed() {
     let mut a = Agent::writing();
@@ -263,6 +265,7 @@ fn a_release_is_not_told_before_the_server_reads_back_as_closed() {
     assert!(!a.last().addresses[&ip(WRITER)].has());
 }
 
+// lessons.md 12
 #[test]
 fn a_server_that_has_ended_or_hangs_is_fenced_by_its_address_and_told_at_once() {
     for life in [Life::Dead { why: "refused".into() }, Life::Hung { for_ms: 3000 }] {
@@ -315,6 +318,7 @@ fn a_failed_step_is_told_and_tried_again() {
     assert_eq!(a.last().troubles, Vec::<String>::new());
 }
 
+// lessons.md 4
 #[test]
 fn a_failed_removal_is_never_told_as_done() {
     let mut a = Agent::writing();
@@ -326,6 +330,7 @@ fn a_failed_removal_is_never_told_as_done() {
     assert_eq!(a.last().troubles, ["removing writer(10.0.0.50): no such device"]);
 }
 
+// lessons.md 7
 #[test]
 fn orders_of_another_life_and_overtaken_ones_are_not_obeyed() {
     let mut a = Agent::new(None, 7);

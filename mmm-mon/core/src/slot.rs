@@ -242,6 +242,7 @@ mod tests {
         s
     }
 
+    // lessons.md 2
     #[test]
     fn a_silent_holder_is_waited_out_from_its_last_renewal() {
         let s = held_by_db1(1000);
@@ -252,6 +253,7 @@ mod tests {
         assert!(s.free_for(&h("db2"), Millis(5500)).is_ok());
     }
 
+    // lessons.md 2
     #[test]
     fn who_is_no_granter_can_never_wait_it_out() {
         let s = held_by_db1(0);

@@ -357,6 +357,7 @@ mod tests {
         check(ReplicationDelay, |v, _| v.rep_threads = Bad, Some((ReplicationFail, "(rep_threads: not OK)")));
     }
 
+    // lessons.md 20
     #[test]
     fn the_third_fall_within_flap_duration_is_flapping() {
         let mut s = HostStatus::new(Millis(0));

@@ -126,6 +126,7 @@ async fn reports_come_in_and_orders_go_out() {
     s.greet().await;
 }
 
+// lessons.md 7
 #[tokio::test]
 async fn an_order_from_before_the_connection_is_not_sent_on_it() {
     let mut s = scene().await;
@@ -141,6 +142,7 @@ async fn an_order_from_before_the_connection_is_not_sent_on_it() {
     assert_eq!(next_order(&mut link).await, 4);
 }
 
+// lessons.md 11
 #[tokio::test]
 async fn a_slow_reader_gets_the_newest_order_and_sending_never_waits() {
     let mut s = scene().await;
@@ -158,6 +160,7 @@ async fn a_slow_reader_gets_the_newest_order_and_sending_never_waits() {
     assert!(got.is_sorted(), "{got:?}");
 }
 
+// lessons.md 11
 #[tokio::test]
 async fn an_agent_that_reads_nothing_is_closed() {
     let mut s = scene().await;
@@ -241,6 +244,7 @@ async fn a_line_without_an_end_closes() {
     assert!(why.contains("line longer than"), "{why}");
 }
 
+// lessons.md 11
 #[tokio::test]
 async fn who_says_nothing_is_closed_before_and_after_the_hello() {
     let mut s = scene_with_silence(Duration::from_millis(300)).await;

@@ -205,6 +205,7 @@ async fn a_server_that_hangs_up() {
     assert_eq!(mysql, "ERROR: mysql: 127.0.0.1:PORT closed the connection");
 }
 
+// lessons.md 15
 #[tokio::test]
 async fn too_many_connections_is_unknown_and_says_what_to_do() {
     let (mysql, threads) = against(|mut stream| async move {
@@ -244,6 +245,7 @@ async fn a_shutdown_is_an_error() {
     assert!(mysql.starts_with("ERROR: mysql: the server at 127.0.0.1:PORT is shutting down"), "{mysql}");
 }
 
+// lessons.md 11
 #[tokio::test]
 async fn a_check_that_times_out_delays_neither_the_next_nor_another() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -116,6 +116,7 @@ async fn a_slow_sender_is_cut_off_after_two_seconds() {
     assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
 }
 
+// lessons.md 11
 #[tokio::test]
 async fn a_hundred_silent_visitors_hold_up_nobody() {
     let port = port().await;
