@@ -37,6 +37,7 @@ macro_rules! stories {
 stories!(
     a_killed_server_is_dead_at_once_and_alive_again_after_its_start,
     a_clean_shutdown_is_death_too,
+    the_replication_status_is_read_again_after_a_restart,
     a_stopped_server_is_hung_after_the_timeout_and_alive_when_it_goes_on,
     who_is_not_let_in_or_may_not_look_says_what_is_missing,
     a_saturated_server_is_alive_to_who_is_in_and_unknown_to_who_is_not,
@@ -44,6 +45,7 @@ stories!(
     writable_is_not_begun_after_the_lease,
     the_last_word_wins_between_writable_and_read_only,
     quiesce_loses_no_acknowledged_write,
+    idle_clients_cost_a_move_nothing_and_an_open_transaction_only_the_grace,
     quiesce_refuses_prepared_transactions_and_leaves_the_server_writable,
     a_failed_quiesce_leaves_the_server_writable,
     the_writer_moves_there_and_back,
@@ -196,6 +198,7 @@ fn catch_up(position: Option<Gtids>) -> Work {
     Work::CatchUp { position: position.unwrap(), timeout_ms: 5000 }
 }
 
+// lessons.md 17
 async fn a_killed_server_is_dead_at_once_and_alive_again_after_its_start(kind: &str) {
     let Some(mut db1) = start(kind, 1).await else { return };
     let mut side = Side::alone(&db1);
@@ -213,6 +216,22 @@ async fn a_killed_server_is_dead_at_once_and_alive_again_after_its_start(kind: &
     side.alive().await;
 }
 
+/// Found by the chaos campaign: one failed look at it was the last.
+async fn the_replication_status_is_read_again_after_a_restart(kind: &str) {
+    let (Some(db1), Some(mut db2)) = (start(kind, 1).await, start(kind, 2).await) else { return };
+    let mut side = Side::of(config("db2", db1.port, db2.port));
+    side.step(follow("db1")).await.unwrap();
+    let fresh = |r: &ServerReport| r.replication.as_ref().is_some_and(|r| r.io_running && r.error.is_empty());
+    side.until("following", fresh).await;
+    db2.kill9();
+    side.until("dead", |r| matches!(r.life, Life::Dead { .. })).await;
+    db2.reap();
+    db2.run().await;
+    side.alive().await;
+    db2.sql(db2.words("START SLAVE", "START REPLICA")).await;
+    side.until("following again, as the server itself says", fresh).await;
+}
+
 async fn a_clean_shutdown_is_death_too(kind: &str) {
     let Some(mut db1) = start(kind, 1).await else { return };
     let mut side = Side::alone(&db1);
@@ -222,6 +241,7 @@ async fn a_clean_shutdown_is_death_too(kind: &str) {
     db1.reap();
 }
 
+// lessons.md 12
 async fn a_stopped_server_is_hung_after_the_timeout_and_alive_when_it_goes_on(kind: &str) {
     let Some(db1) = start(kind, 1).await else { return };
     let mut side = Side::alone(&db1);
@@ -254,6 +274,7 @@ async fn who_is_not_let_in_or_may_not_look_says_what_is_missing(kind: &str) {
     assert!(why.contains("1227") && why.contains(db1.words("SLAVE MONITOR", "REPLICATION CLIENT")), "{why}");
 }
 
+// lessons.md 15
 async fn a_saturated_server_is_alive_to_who_is_in_and_unknown_to_who_is_not(kind: &str) {
     let Some(db1) = start(kind, 1).await else { return };
     let mut side = Side::alone(&db1);
@@ -380,6 +401,40 @@ async fn quiesce_loses_no_acknowledged_write(kind: &str) {
     assert_eq!(may_write_anyway.query_drop("DO 1").await.is_err(), db1.is_mariadb(), "who may write under read_only");
 }
 
+// lessons.md 16
+async fn idle_clients_cost_a_move_nothing_and_an_open_transaction_only_the_grace(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let mut side = Side::alone(&db1);
+    side.alive().await;
+    let grace = 2 * SECOND;
+    let quiesce = || Work::Quiesce { grace_ms: 2000, timeout_ms: 8000 };
+    // A pool of connections, one of them in a transaction that has read only.
+    let mut pool = Vec::new();
+    for _ in 0..20 {
+        pool.push(db1.login("app", WRITER).await.unwrap());
+    }
+    pool[0].query_drop("START TRANSACTION; SELECT * FROM app.t").await.unwrap();
+    let begun = Instant::now();
+    side.task(quiesce()).await.unwrap();
+    assert!(begun.elapsed() < grace / 2, "idle connections were waited for: {:?}", begun.elapsed());
+    for conn in &mut pool {
+        let end = timeout(SECOND, conn.query_drop("DO 1")).await.expect("an idle client hangs");
+        assert!(end.is_err(), "an idle connection is left open");
+    }
+
+    side.step(writable()).await.unwrap();
+    let mut open = db1.login("app", WRITER).await.unwrap();
+    open.query_drop("START TRANSACTION; INSERT INTO app.t (id) VALUES (1)").await.unwrap();
+    // Longer than InnoDB goes on showing the list of transactions that the first one read.
+    sleep(SECOND / 5).await;
+    let begun = Instant::now();
+    side.task(quiesce()).await.unwrap();
+    let took = begun.elapsed();
+    assert!(took > grace / 2 && took < 2 * grace, "the grace is {grace:?}, it took {took:?}");
+    assert!(timeout(SECOND, open.query_drop("COMMIT")).await.expect("the client hangs").is_err());
+    assert_eq!(db1.sql("SELECT COUNT(*) FROM app.t").await, "0");
+}
+
 /// Somebody who is never killed holds a lock: it cannot be made read-only, and is as it was.
 async fn a_failed_quiesce_leaves_the_server_writable(kind: &str) {
     let Some(db1) = start(kind, 1).await else { return };
@@ -419,6 +474,7 @@ async fn quiesce_refuses_prepared_transactions_and_leaves_the_server_writable(ki
     assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "0");
 }
 
+// lessons.md 5
 async fn the_writer_moves_there_and_back(kind: &str) {
     let Some(db1) = start(kind, 1).await else { return };
     let Some(db2) = start(kind, 2).await else { return };
@@ -478,6 +534,7 @@ async fn received_not_applied(kind: &str) -> Option<(Instance, Instance, Side)> 
     Some((db1, db2, side))
 }
 
+// lessons.md 5
 async fn drain_applies_what_was_received_with_the_sql_thread_stopped(kind: &str) {
     let Some((db1, db2, mut side)) = received_not_applied(kind).await else { return };
     db1.kill9();
@@ -487,6 +544,7 @@ async fn drain_applies_what_was_received_with_the_sql_thread_stopped(kind: &str)
     assert!(side.last.replication.as_ref().is_some_and(|r| !r.io_running));
 }
 
+// lessons.md 5
 async fn what_cannot_be_applied_is_not_thrown_away(kind: &str) {
     let Some((mut db1, db2, mut side)) = received_not_applied(kind).await else { return };
     if !db2.is_mariadb() {
@@ -511,6 +569,7 @@ async fn what_cannot_be_applied_is_not_thrown_away(kind: &str) {
     assert_eq!(db2.sql("SELECT COUNT(*) FROM app.t").await, "5");
 }
 
+// lessons.md 6
 async fn catching_up_fails_at_once_when_the_sql_thread_is_stopped(kind: &str) {
     let Some((_db1, _db2, mut side)) = received_not_applied(kind).await else { return };
     let received = side.last.replication.as_ref().unwrap().received.clone();
@@ -523,6 +582,7 @@ async fn catching_up_fails_at_once_when_the_sql_thread_is_stopped(kind: &str) {
     side.until("applied", |r| r.replication.as_ref().is_some_and(|x| x.received == r.executed)).await;
 }
 
+// lessons.md 6
 async fn a_long_task_holds_nothing_up_and_a_new_one_ends_it(kind: &str) {
     let Some((_db1, _db2, mut side)) = received_not_applied(kind).await else { return };
     side.step(follow("db1")).await.unwrap();
@@ -549,6 +609,7 @@ async fn a_long_task_holds_nothing_up_and_a_new_one_ends_it(kind: &str) {
     assert!(ends[1].0 == 101 && ends[1].1.contains("missing") && ends[1].1.contains("after 300 ms"), "{ends:?}");
 }
 
+// lessons.md 28
 async fn a_wrong_login_for_replication_is_told_without_the_password(kind: &str) {
     let Some(db1) = start(kind, 1).await else { return };
     let Some(db2) = start(kind, 2).await else { return };
