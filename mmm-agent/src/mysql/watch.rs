@@ -368,6 +368,7 @@ mod tests {
         assert_eq!(judge.report.life, Life::Alive);
     }
 
+    // lessons.md 15
     #[test]
     fn a_refusal_is_an_answer_and_never_life_or_death() {
         let start = Instant::now();
