@@ -207,6 +207,7 @@ const LESSONS: &[Lesson] = &[
         19,
         "Old check results were believed: they go stale, and then they are unknown.",
         &[
+            "facts::a_result_that_is_too_old_is_unknown_whatever_it_said",
             "lessons::an_old_failed_check_decides_nothing",
             "scenarios/monitor_stopped_and_late.txt",
             "feed::what_a_dropped_worker_had_queued_is_not_believed",

@@ -238,3 +238,34 @@ impl CheckFact {
 fn stale_after(limits: &CheckConfig) -> Duration {
     limits.trap_period + limits.check_period * 3 + limits.timeout
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // lessons.md 19
+    #[test]
+    fn a_result_that_is_too_old_is_unknown_whatever_it_said() {
+        let seconds = Duration::from_secs;
+        let limits = CheckConfig {
+            check_period: seconds(1),
+            trap_period: seconds(3),
+            timeout: seconds(1),
+            restart_after: 10_000,
+            max_backlog: seconds(60),
+        };
+        let mut fact = CheckFact {
+            result: CheckResult::Error("no answer".to_owned()),
+            at: Some(Millis(20_000)),
+            last_good: Millis(10_000),
+            verdict: Verdict::Good,
+            changed: Millis(0),
+        };
+        assert_eq!(fact.judged(Millis(20_000), &limits), Verdict::Bad);
+        assert_eq!(fact.judged(Millis(26_999), &limits), Verdict::Bad);
+        assert_eq!(fact.judged(Millis(27_000), &limits), Verdict::Unknown);
+        fact.result = CheckResult::Ok(String::new());
+        assert_eq!(fact.judged(Millis(26_999), &limits), Verdict::Good);
+        assert_eq!(fact.judged(Millis(27_000), &limits), Verdict::Unknown);
+    }
+}
