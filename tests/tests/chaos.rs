@@ -4,7 +4,7 @@
 use mmm_tests::chaos::{Kind, tell};
 
 /// So that all of them together take well under a minute in debug on two cores.
-const SEEDS: u64 = 30;
+const SEEDS: u64 = 12;
 
 /// Tells the stories of all seeds, also after a failing one: how many fail says more than the first.
 fn all_hold(kind: Kind) {

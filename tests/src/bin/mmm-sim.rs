@@ -110,10 +110,12 @@ fn run(
             let kind = kind.unwrap_or(Kind::ALL[(seed / 2 % 4) as usize]);
             let told = tell(seed, kind);
             done.fetch_add(1, Ordering::Relaxed);
-            if told.broken.is_some()
-                && let Ok(mut all) = broken.lock()
-            {
-                all.push(told);
+            if told.broken.is_some() {
+                // Told at once: the run may be ended from outside.
+                note(&told, stories);
+                if let Ok(mut all) = broken.lock() {
+                    all.push(told);
+                }
             }
         }
     };
@@ -125,19 +127,28 @@ fn run(
     let (told, seconds) = (done.load(Ordering::Relaxed), begin.elapsed().as_secs_f64());
     let mut broken = broken.into_inner().unwrap_or_default();
     broken.sort_by_key(|told| told.story.len());
-    for Told { seed, kind, broken, story } in &broken {
-        let what = broken.as_deref().unwrap_or_default();
-        println!("{}\n    mmm-sim tell --kind {kind:?} --seed {seed}", what.lines().next().unwrap_or_default());
-        if let Some(folder) = stories {
-            let file = folder.join(format!("{kind:?}-{seed}.txt"));
-            if let Err(e) = std::fs::write(&file, format!("{what}\n\n{}\n", story.join("\n"))) {
-                println!("    its story could not be written to {}: {e}", file.display());
-            }
-        }
+    if let [shortest, _, ..] = &broken[..] {
+        println!("the shortest: {}", command(shortest));
     }
     let an_hour = told as f64 / seconds * 3600.0;
     println!("{told} stories in {seconds:.1} s ({an_hour:.0} an hour), {} broke a rule", broken.len());
     broken.is_empty() && told > 0
+}
+
+fn command(told: &Told) -> String {
+    format!("mmm-sim tell --kind {:?} --seed {}", told.kind, told.seed)
+}
+
+/// What is broken, how to tell it again, and its story in the folder.
+fn note(told: &Told, stories: Option<&Path>) {
+    let what = told.broken.as_deref().unwrap_or_default();
+    println!("{}\n    {}", what.lines().next().unwrap_or_default(), command(told));
+    if let Some(folder) = stories {
+        let file = folder.join(format!("{:?}-{}.txt", told.kind, told.seed));
+        if let Err(e) = std::fs::write(&file, format!("{what}\n\n{}\n", told.story.join("\n"))) {
+            println!("    its story could not be written to {}: {e}", file.display());
+        }
+    }
 }
 
 fn play(file: &Path) -> bool {
