@@ -95,6 +95,8 @@ pub(crate) fn attack(lab: &Lab, recorded: &Recorded) -> Result<()> {
     println!("FIGURE bad_input refused_and_counted {refused} messages");
     pretend_to_be_the_monitor(lab, recorded, writer)?;
     replay_a_vouch(lab, recorded, writer)?;
+    // What one of them was made to wait for would have come by now.
+    super::quiet_time();
     ensure!(daemons()? == before, "a daemon has ended");
     ensure!(lab.must_control(&["ping"])?.ok());
     Ok(())
