@@ -28,6 +28,8 @@ use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 const LEAVE_TIME: Duration = Duration::from_secs(20);
 /// How long handing over to the next process may take.
 const KEEP_TIME: Duration = Duration::from_secs(5);
+/// From the core's decision to the kernel's hearing of it; less is noise, and well within the margin of a lease.
+const DECIDED_WITHIN: Duration = Duration::from_millis(200);
 /// What ending the connections may take of the short time in which an address has to go. Some ten thousand fit.
 const RESETS_TIME: Duration = Duration::from_millis(100);
 /// Answers that one input may bring about, one after the other. A hundred addresses need a few hundred.
@@ -300,8 +302,14 @@ impl<C: Decide, D: Save> Runtime<C, D> {
         until: Millis,
         now: impl Fn() -> Millis,
     ) -> Result<(), String> {
-        if now() >= until {
+        let rest = until.since(now());
+        if rest.is_zero() {
             return Err("the lease has ended before the address could be added".to_owned());
+        }
+        // The lifetime was reckoned when the core decided. If this process was stopped since, it would begin only now
+        // and outlast the lease, also when the process is never heard of again.
+        if Duration::from_secs(lifetime_s.into()) > rest + DECIDED_WITHIN {
+            return Err("this process was stopped between the decision and the adding".to_owned());
         }
         self.refusing.remove(&ip);
         let added = self.addresses.add(ip, lifetime_s).await;
@@ -592,13 +600,18 @@ mod tests {
             assert_eq!(times.borrow().len(), 1, "it was not even tried");
             assert!(!is_there(&wires).await);
 
-            runtime.add(role(), 60, until, clock([9_000, 9_999])).await.unwrap();
+            runtime.add(role(), 1, until, clock([9_000, 9_999])).await.unwrap();
             assert!(is_there(&wires).await);
 
             // As if the process had been stopped for a second while the kernel was asked.
-            let late = runtime.add(role(), 60, until, clock([9_500, 10_500])).await.unwrap_err();
+            let late = runtime.add(role(), 1, until, clock([9_000, 10_500])).await.unwrap_err();
             assert_eq!(late, "the lease ended while the address was being added");
             assert!(!is_there(&wires).await, "also when it was there before");
+
+            // Stopped between the core's decision and the kernel: the lifetime of then would outlast the lease.
+            let late = runtime.add(role(), 3, until, clock([8_000, 8_001])).await.unwrap_err();
+            assert!(late.contains("stopped between the decision and the adding"), "{late}");
+            assert!(!is_there(&wires).await);
         });
     }
 
