@@ -2,7 +2,7 @@
 //! then goes wrong.
 //!
 //! In the programs every rule stands: [`stands`] is the constant `true`, and nothing can change it. Only with the
-//! feature `model`, which no program has, one of them can be removed for the whole process.
+//! feature `model`, which no program has, can they be removed, for the whole process.
 
 /// One rule of safety.md that the code keeps at one place. Removing it must let the model checker find two holders,
 /// but for the two marked otherwise.
@@ -105,17 +105,18 @@ pub use removal::{remove, stands};
 #[cfg(feature = "model")]
 mod removal {
     use super::Safeguard;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicU32, Ordering};
 
-    static REMOVED: AtomicUsize = AtomicUsize::new(usize::MAX);
+    /// One bit per rule.
+    static REMOVED: AtomicU32 = AtomicU32::new(0);
 
     /// Whether the rule is in force.
     pub fn stands(rule: Safeguard) -> bool {
-        REMOVED.load(Ordering::Relaxed) != rule as usize
+        REMOVED.load(Ordering::Relaxed) & (1 << rule as u32) == 0
     }
 
-    /// Takes one rule away from this process, for good. For the model checker only.
+    /// Takes a rule away from this process, for good. For the model checker only.
     pub fn remove(rule: Safeguard) {
-        REMOVED.store(rule as usize, Ordering::Relaxed);
+        REMOVED.fetch_or(1 << rule as u32, Ordering::Relaxed);
     }
 }
