@@ -185,18 +185,35 @@ fn attack_monitor(lab: &Lab, recorded: &Recorded) -> Result<u64> {
     Ok(all)
 }
 
-/// Recorded orders over a connection that the agent must take for the monitor's: they are of lower epochs.
+/// Recorded orders over a connection that the agent must take for the monitor's. As they were, they have been overtaken;
+/// with the number of a report that is still to come, their epochs tell.
 fn pretend_to_be_the_monitor(lab: &Lab, recorded: &Recorded, writer: &str) -> Result<()> {
     for (host, line) in [(writer, &recorded.let_go), (other_master(writer), &recorded.hold)] {
         let at = SocketAddr::from((ip_of(host)?, AGENT_PORT));
         let hello = to_line(&ToAgent::Hello { protocol: PROTOCOL, host: host.into() })?;
-        for _ in 0..3 {
-            let answer = send(lab, APP, at, (hello.clone() + line).as_bytes())?;
+        for order in [line, line, &as_if_new(line)?] {
+            let answer = send(lab, APP, at, (hello.clone() + order).as_bytes())?;
             ensure!(answer.contains(r#""message":"hello""#), "the agent of {host} did not listen: {answer:?}");
         }
+        wait_for(&format!("a word of the agent of {host} about the old epoch"), SOON, || {
+            let log = log_of(lab, host, "mmm_agentd")?;
+            let refusal = format!("Refused an order for writer({WRITER})");
+            let said = log.lines().any(|l| l.contains(&refusal) && l.contains("is older than"));
+            if said { Ok(()) } else { bail!("its log has no line with '{refusal}'") }
+        })?;
         ensure!(lab.only_holder(WRITER.into())? == writer, "{host} believed a recorded order");
     }
     Ok(())
+}
+
+fn as_if_new(order: &str) -> Result<String> {
+    match serde_json::from_str(order)? {
+        ToAgent::Order(mut order) => {
+            order.answers.seq += 1_000_000;
+            Ok(to_line(&ToAgent::Order(order))?)
+        }
+        ToAgent::Hello { .. } | ToAgent::PeerHello { .. } | ToAgent::Vouch(_) => bail!("no order: {order}"),
+    }
 }
 
 /// From the right address: nothing is given for an epoch that is over.
