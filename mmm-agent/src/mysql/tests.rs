@@ -601,6 +601,7 @@ async fn a_long_task_holds_nothing_up_and_a_new_one_ends_it(kind: &str) {
     side.database.queue(Step::Task(short));
     let mut ends = Vec::new();
     while ends.len() < 2 {
+        assert!(begun.elapsed() < PATIENCE, "a task does not end: {ends:?}");
         if let Input::TaskDone { id, outcome: TaskOutcome::Failed { why } } = side.next(PATIENCE).await {
             ends.push((id.0, why));
         }
