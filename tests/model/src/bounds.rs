@@ -1,7 +1,7 @@
 //! The runs: how far each looks. The standard ones are small enough for every change to be checked; each safeguard is
 //! taken away within bounds in which it is missed.
 
-use crate::rules::Rules;
+use crate::rules::{Rules, Sets};
 use mmm_common::safeguard::Safeguard;
 
 pub(crate) struct Run {
@@ -24,7 +24,7 @@ pub(crate) fn standard() -> Vec<Run> {
         run("monitor", Rules { monitor_restart: true, ..short }),
         run("kill", Rules { kill: true, ..short }),
         run("disk", Rules { lost_disk: true, ..short }),
-        run("three", Rules { ttl: 1, all_granters: true, ..Rules::calm(3, 1) }),
+        run("three", Rules { ttl: 1, sets: Sets::All, ..Rules::calm(3, 1) }),
     ]
 }
 
@@ -47,9 +47,10 @@ pub(crate) fn large() -> Vec<Run> {
         ),
         run("epochs", Rules { epochs: 3, ..short }),
         run("epochs-restarts", Rules { epochs: 3, restart: true, monitor_restart: true, ..short }),
+        run("blind", Rules { restart: true, blind: true, ..calm }),
         run("disk-restarts", Rules { restart: true, monitor_restart: true, lost_disk: true, epochs: 3, ..short }),
         run("three-sets", Rules { ttl: 1, ..Rules::calm(3, 2) }),
-        run("three-epochs", Rules { ttl: 1, all_granters: true, ..Rules::calm(3, 2) }),
+        run("three-epochs", Rules { ttl: 1, sets: Sets::All, ..Rules::calm(3, 2) }),
     ]
 }
 
@@ -67,7 +68,7 @@ pub(crate) fn without(rule: Safeguard) -> (Rules, Missed) {
     let agents = Rules { restart: true, ..calm };
     let monitor = Rules { monitor_restart: true, ..calm };
     let disk = Rules { lost_disk: true, epochs: 3, ..calm };
-    let three = Rules { ttl: 1, all_granters: true, complete: false, ..Rules::calm(3, 3) };
+    let three = Rules { ttl: 1, sets: Sets::All, complete: false, ..Rules::calm(3, 3) };
     match rule {
         Safeguard::EpochCheck
         | Safeguard::LeaseFromSending
@@ -83,11 +84,11 @@ pub(crate) fn without(rule: Safeguard) -> (Rules, Missed) {
         | Safeguard::ReleaseWithoutAddress
         | Safeguard::Margin => (calm, Missed::Yes),
         Safeguard::AnchorOfThisLife | Safeguard::VouchQuarantine => (agents, Missed::Yes),
-        Safeguard::EpochSurvives => (Rules { all_granters: true, ..agents }, Missed::Yes),
+        Safeguard::EpochSurvives => (Rules { sets: Sets::All, ..agents }, Missed::Yes),
         Safeguard::DiskFirst | Safeguard::GrantersOnDisk | Safeguard::RestartQuarantine => (monitor, Missed::Yes),
         Safeguard::LostDiskEpoch | Safeguard::LostDiskNumbering => (disk, Missed::Yes),
         Safeguard::EveryGranter => (three, Missed::Yes),
-        Safeguard::EveryOrder => (Rules { complete: true, ..three }, Missed::Yes),
+        Safeguard::EveryOrder => (Rules { complete: true, sets: Sets::One, ..three }, Missed::Yes),
         Safeguard::VouchNotWaiting | Safeguard::VouchOfThisEpoch | Safeguard::HoldReportClears => {
             (Rules { ttl: 1, ..calm }, Missed::No)
         }

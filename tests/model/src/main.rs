@@ -148,7 +148,6 @@ fn explore(rules: &Rules, arguments: &Arguments) -> Outcome {
     let begun = Instant::now();
     let limit = Duration::from_secs(arguments.seconds);
     let checker = rules
-        .clone()
         .checker()
         .threads(arguments.threads)
         .timeout(limit)

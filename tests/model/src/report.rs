@@ -36,7 +36,7 @@ impl Outcome {
 
 /// The way of a run with interchangeable hosts, told with hosts that keep their names.
 pub(crate) fn print(rules: &Rules, path: &Path<State, Action>) {
-    let named = Rules { symmetry: false, ..rules.clone() };
+    let named = Rules { symmetry: false, ..*rules };
     let Some(mut state) = named.init_states().pop() else { return };
     for (number, wanted) in path.clone().into_states().iter().skip(1).enumerate() {
         let mut actions = Vec::new();

@@ -26,12 +26,34 @@ pub(crate) struct Rules {
     pub rewrite: bool,
     /// Addresses leave machines by the kernel's hand, without the agent's knowledge.
     pub unseen: bool,
-    /// Only the full set of granters, instead of every set.
-    pub all_granters: bool,
+    /// An agent may be asked to vouch before its first look into the kernel.
+    pub(crate) blind: bool,
+    pub(crate) sets: Sets,
     /// Hosts are interchangeable: states that differ in their names only are one.
     pub symmetry: bool,
     /// All rules stand: some messages and orders that have become meaningless may then be forgotten.
     pub complete: bool,
+}
+
+/// Which granters an order may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sets {
+    Any,
+    /// All other hosts.
+    All,
+    /// One other host.
+    One,
+}
+
+impl Sets {
+    fn has(self, set: Set, others: Set) -> bool {
+        let wanted = match self {
+            Sets::Any => true,
+            Sets::All => set == others,
+            Sets::One => set.count_ones() == 1,
+        };
+        wanted && set & !others == 0
+    }
 }
 
 /// The kernel removes an address less than so many ticks after its lease.
@@ -126,7 +148,8 @@ impl Rules {
             lost_disk: false,
             rewrite: false,
             unseen: false,
-            all_granters: false,
+            blind: false,
+            sets: Sets::Any,
             symmetry: true,
             complete: true,
         }
@@ -187,8 +210,8 @@ impl Rules {
             agent.kernel = None;
         }
         *agent = wake::restarted(agent, !reboot, self.quarantine(), self.ttl);
-        // The shell looks into the kernel before it hands over anything else.
-        agent.present = agent.kernel.is_some();
+        // The shell looks into the kernel before it hands over anything else, unless the kernel cannot be read.
+        agent.present = agent.kernel.is_some() && !self.blind;
         for message in &mut n.net {
             match message {
                 Message::Hold { to, grant: Grant { at, .. }, .. } | Message::Vouch { to, at, .. } if *to == i => {
@@ -259,8 +282,7 @@ impl Model for Rules {
             }
             out.push(Action::Send(i));
             let others = self.others(i);
-            let sets =
-                || (0..1 << self.hosts).filter(|set| set & !others == 0 && (!self.all_granters || *set == others));
+            let sets = || (0..1 << self.hosts).filter(|set| self.sets.has(*set, others));
             if may_decide && wake::asked(&s.monitor, Word::Grant { to: i, granters: 0 }, self.quarantine()).is_some() {
                 out.extend(sets().map(|granters| Action::Grant { to: i, granters }));
             }

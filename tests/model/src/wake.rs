@@ -3,6 +3,9 @@
 //!
 //! The real code is without memory or chance, and equal questions come up again and again: answers are kept.
 
+// Answers are looked up, never walked through.
+#![allow(clippy::disallowed_types)]
+
 use crate::compact::{Agent, Anchor, Decided, Given, Granters, Hold, Id, Lease, MOST, Set, has};
 use crate::rules::Grant;
 use mmm_agent_core::model::{Address, HoldParts, Parts};
