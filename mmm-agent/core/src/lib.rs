@@ -78,6 +78,8 @@ pub struct Core {
     /// What failed, in words, and when it is tried again.
     failed: BTreeMap<Subject, (String, Millis)>,
     refusals: BTreeMap<IpAddr, String>,
+    /// Orders that were overtaken, of another life, too late, or of an older epoch.
+    refused: u64,
 
     /// Whom this agent has vouched for, and when last.
     vouched_for: BTreeMap<HostName, Millis>,
@@ -141,6 +143,7 @@ impl Core {
             replicated: None,
             failed: BTreeMap::new(),
             refusals: BTreeMap::new(),
+            refused: 0,
             vouched_for: BTreeMap::new(),
             vouched_ttl,
             vouch_refusals: BTreeMap::new(),
@@ -257,6 +260,7 @@ impl Core {
         let of_this_life = order.answers.boot == self.anchor.boot;
         if of_this_life && self.answered.is_some_and(|newest| order.answers.seq < newest.seq) {
             // Orders are whole pictures: one that was overtaken says nothing that is still wanted.
+            self.refused += 1;
             return false;
         }
         let ttl = self.ttl.min(Duration::from_millis(order.lease_ttl_ms));
@@ -272,8 +276,14 @@ impl Core {
                     info(out, format!("{}({ip}): {text}", self.roles[&ip]));
                 }
                 Accepted::Refused(why) => {
+                    self.refused += 1;
                     if self.refusals.insert(ip, why.clone()).as_ref() != Some(&why) {
-                        warn(out, format!("Refused an order for {}({ip}), {text}: {why}", self.roles[&ip]));
+                        let count = self.refused;
+                        let text = format!(
+                            "Refused an order for {}({ip}), {text}: {why} ({count} refused since the start)",
+                            self.roles[&ip]
+                        );
+                        warn(out, text);
                     }
                     continue;
                 }
@@ -527,9 +537,11 @@ impl Core {
         slot.probe.ended(now, answered_by);
         self.report_due |= before.is_some() != slot.probe.conflict.is_some();
         let held = slot.hold.as_ref().filter(|h| h.lease.runs(now));
+        let here = slot.present;
         match (&before, &slot.probe.conflict) {
             (None, Some((mac, _))) => {
                 let then = match held {
+                    Some(_) if here => "it is here by an order that holds: the other has no right to it",
                     Some(held) if held.order.proof => {
                         "it is taken all the same: nobody else may have it by the monitor's orders"
                     }

@@ -13,6 +13,8 @@ const FRESH: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(500);
 /// A conflict about an address that was taken all the same is looked at this often.
 const WATCH: Duration = Duration::from_secs(5);
+/// Whoever has an address asks this often whether somebody else has it too: an address that was added by hand elsewhere.
+const STEADY: Duration = Duration::from_secs(30);
 /// After this long with somebody else's answers an operator is called.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// A probe that was never answered by the shell is not waited for.
@@ -68,7 +70,8 @@ impl Slot {
         }
         let last = self.probe.answered;
         if self.present {
-            return self.probe.conflict.as_ref().and(last).map(|at| at + WATCH);
+            let pause = if self.probe.conflict.is_some() { WATCH } else { STEADY };
+            return Some(last.map_or(now, |at| at + pause));
         }
         if held.order.proof {
             // Once, to be able to say so.
@@ -82,6 +85,8 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mmm_common::epoch::Epoch;
+    use mmm_common::order::{AddressOrder, Hold};
 
     #[test]
     fn it_is_clear_only_when_a_fresh_answer_says_so() {
@@ -91,6 +96,19 @@ mod tests {
         assert!(!p.is_clear(Millis(50)));
         p.ended(Millis(100), None);
         assert!(p.is_clear(Millis(1_100)) && !p.is_clear(Millis(1_101)));
+    }
+
+    #[test]
+    fn whoever_has_an_address_goes_on_asking() {
+        let mut s = Slot::fresh(Millis(0));
+        let hold =
+            Hold { epoch: Epoch(5), role: "writer".into(), granters: Default::default(), proof: true, write: true };
+        s.accept(AddressOrder::Hold(hold), Some(Millis(0)), Duration::from_secs(600), Millis(0));
+        s.present = true;
+        s.probe.ended(Millis(1_000), None);
+        assert_eq!(s.next_probe(Millis(2_000)), Some(Millis(31_000)));
+        s.probe.ended(Millis(31_100), Some("02:00:00:00:00:09".into()));
+        assert_eq!(s.next_probe(Millis(32_000)), Some(Millis(36_100)), "more often while it stands");
     }
 
     #[test]
