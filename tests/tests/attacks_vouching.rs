@@ -1,0 +1,201 @@
+//! Attacks on vouching, on choosing granters and on the memory of both sides, which the cores stand (src/world.rs).
+
+use mmm_common::control::Command;
+use mmm_common::state::MonitorMode;
+use mmm_tests::world::{WRITER, World, config};
+
+const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
+
+fn cluster() -> World {
+    cluster_of(World::with(config(&HOSTS)))
+}
+
+/// All ONLINE, db1 writing.
+fn cluster_of(mut w: World) -> World {
+    w.run(2_500);
+    for host in HOSTS {
+        set_online(&mut w, host);
+        w.run(2_000);
+    }
+    w.run(6_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    w.outage = 0;
+    w
+}
+
+fn told(w: &World) -> String {
+    w.story.join("\n")
+}
+
+fn set_online(w: &mut World, host: &str) {
+    let answer = w.text(Command::SetOnline { host: host.into() });
+    assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
+}
+
+fn move_writer(to: &str) -> Command {
+    Command::MoveRole { role: "writer".into(), host: to.into(), force: false }
+}
+
+#[test]
+fn a_monitor_without_its_disk_lets_the_writer_go_on_in_wait_and_manual_mode_too() {
+    for mode in [MonitorMode::Wait, MonitorMode::Manual] {
+        let mut w = cluster();
+        w.stop_monitor();
+        w.forget_status();
+        w.config.mode = mode;
+        w.start_monitor();
+        w.run(15_000);
+        assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+        assert!(w.outage <= 100, "{} ms\n{}", w.outage, told(&w));
+    }
+}
+
+#[test]
+fn a_link_that_flaps_while_granters_change_ends_with_one_writer_and_no_more_epochs() {
+    for (n, every) in [130, 370, 1_100].into_iter().enumerate() {
+        let mut w = cluster();
+        w.link_patience = [0, 700, 2_000][n % 3];
+        for i in 0..60 {
+            if i % 2 == 0 {
+                w.unseen.insert("db1".into());
+            } else {
+                w.unseen.clear();
+            }
+            if i == 10 || i == 40 {
+                w.crash_host("db3");
+            }
+            if i == 30 || i == 50 {
+                w.boot_host("db3");
+            }
+            w.run(every);
+        }
+        w.unseen.clear();
+        w.run(60_000);
+        assert!(w.writer_is_open(), "every {every} ms\n{}", told(&w));
+        let epoch = w.saved().expect("saved").epoch;
+        w.run(60_000);
+        assert_eq!(w.saved().expect("saved").epoch, epoch, "it goes on deciding\n{}", told(&w));
+    }
+}
+
+#[test]
+fn a_machine_whose_clock_has_jumped_by_hours_takes_nothing_by_what_it_was_told_before() {
+    for jump in [4_000, 600_000] {
+        for step in [0, 250] {
+            let mut w = cluster();
+            w.run(step);
+            w.freeze_host("db1", true);
+            w.run(jump);
+            w.wake_host("db1");
+            w.run(20_000);
+            assert!(w.writer_is_open(), "{}", told(&w));
+            assert_eq!(w.holders(WRITER).len(), 1, "{}", told(&w));
+        }
+    }
+}
+
+#[test]
+fn a_lost_disk_of_the_monitor_and_a_granter_that_was_rebooted_meanwhile() {
+    for mode in [MonitorMode::Active, MonitorMode::Manual, MonitorMode::Wait] {
+        let mut w = cluster();
+        w.stop_monitor();
+        w.forget_status();
+        w.crash_host("db2");
+        w.run(500);
+        w.boot_host("db2");
+        w.run(10_000);
+        assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+        w.config.mode = mode;
+        w.outage = 0;
+        w.start_monitor();
+        w.run(20_000);
+        assert_eq!(w.holders(WRITER), ["db1"], "{mode}\n{}", told(&w));
+        assert!(w.outage <= 100, "{mode} {} ms\n{}", w.outage, told(&w));
+    }
+}
+
+#[test]
+fn an_agent_killed_at_any_moment_of_taking_over_does_not_leave_two_or_none() {
+    for ms in (0..60).step_by(4) {
+        let mut w = cluster();
+        w.command(move_writer("db2"));
+        w.run(ms);
+        w.stop_agent("db2");
+        w.start_agent(&"db2".into());
+        w.run(20_000);
+        assert!(w.writer_is_open(), "{ms}\n{}", told(&w));
+        assert_eq!(w.lost_on("db2") + w.lost_on("db1"), 0, "{ms}\n{}", told(&w));
+    }
+}
+
+#[test]
+fn a_regrant_at_the_instant_of_a_move_costs_nothing() {
+    for ms in 0..12 {
+        let mut w = cluster();
+        w.command(Command::SetOffline { host: "db3".into() });
+        w.run(5_000);
+        w.outage = 0;
+        set_online(&mut w, "db3");
+        w.run(ms);
+        w.command(move_writer("db2"));
+        w.run(10_000);
+        assert_eq!(w.holders(WRITER), ["db2"], "{ms}\n{}", told(&w));
+        assert!(w.outage < 500, "{ms}: {} ms\n{}", w.outage, told(&w));
+        assert_eq!(w.lost_on("db2"), 0, "{ms}\n{}", told(&w));
+    }
+}
+
+#[test]
+fn a_host_killed_by_the_operators_word_that_comes_back_alive_gives_up_at_once() {
+    // Its isolation ends only when it may be seen again: until then the operator was right.
+    let mut w = cluster();
+    w.freeze_host("db1", true);
+    w.run(4_000);
+    let said = w.text(Command::ConfirmDead { host: "db1".into() });
+    assert!(said.starts_with("OK"), "{said}");
+    w.run(6_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    w.wake_host("db1");
+    w.run(10_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+}
+
+#[test]
+fn passive_while_granters_come_and_go() {
+    let mut w = cluster();
+    w.command(Command::SetPassive);
+    w.crash_host("db2");
+    w.run(30_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    w.boot_host("db2");
+    w.run(10_000);
+    w.stop_monitor();
+    w.run(20_000);
+    w.start_monitor();
+    w.run(10_000);
+    w.command(Command::SetActive);
+    w.run(20_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    assert!(w.outage <= 100, "{} ms\n{}", w.outage, told(&w));
+}
+
+#[test]
+fn an_agent_restarted_at_any_moment_of_a_regrant_keeps_its_roles() {
+    for ms in 0..12 {
+        let mut w = cluster();
+        w.command(Command::SetOffline { host: "db2".into() });
+        w.run(ms);
+        w.stop_agent("db1");
+        w.run(300);
+        w.start_agent(&"db1".into());
+        w.run(10_000);
+        set_online(&mut w, "db2");
+        w.run(ms);
+        w.stop_agent("db1");
+        w.run(300);
+        w.start_agent(&"db1".into());
+        w.run(10_000);
+        assert_eq!(w.holders(WRITER), ["db1"], "{ms}\n{}", told(&w));
+        assert!(w.outage <= 100, "{ms}: {} ms\n{}", w.outage, told(&w));
+    }
+}
