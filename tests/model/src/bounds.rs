@@ -47,7 +47,7 @@ pub(crate) fn large() -> Vec<Run> {
         ),
         run("epochs", Rules { epochs: 3, ..short }),
         run("epochs-restarts", Rules { epochs: 3, restart: true, monitor_restart: true, ..short }),
-        run("blind", Rules { restart: true, blind: true, ..calm }),
+        run("blind", Rules { restart: true, blind: true, sets: Sets::One, ..calm }),
         run("disk-restarts", Rules { restart: true, monitor_restart: true, lost_disk: true, epochs: 3, ..short }),
         run("three-sets", Rules { ttl: 1, ..Rules::calm(3, 2) }),
         run("three-epochs", Rules { ttl: 1, sets: Sets::All, ..Rules::calm(3, 2) }),
