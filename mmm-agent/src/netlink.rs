@@ -102,6 +102,12 @@ impl Addresses {
         Ok(self.list().await?.into_iter().map(|found| found.ip).filter(|ip| wanted.contains(ip)).collect())
     }
 
+    /// Which of these an agent has put on this machine: they carry its mark.
+    pub(crate) async fn marked(&self, wanted: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+        let found = self.list().await?.into_iter();
+        Ok(found.filter(|f| wanted.contains(&f.ip) && f.is_marked()).map(|f| f.ip).collect())
+    }
+
     /// Which of these are on this machine without an end of their lifetime: not put there by an agent, and nothing
     /// would take them away in time.
     pub(crate) async fn endless(&self, wanted: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>, NetlinkError> {
@@ -292,6 +298,10 @@ impl Found {
             }
         }
         local.or(address).map(|ip| Found { ip, message })
+    }
+
+    fn is_marked(&self) -> bool {
+        self.message.attributes.contains(&AddressAttribute::Protocol(AddressProtocol::Other(OUR_PROTO)))
     }
 
     fn is_endless(&self) -> bool {
@@ -495,6 +505,7 @@ mod tests {
                 let start = Instant::now();
                 addresses.add(one(role), 1).await.unwrap();
                 assert_eq!(addresses.present(&roles).await.unwrap(), roles);
+                assert_eq!(addresses.marked(&roles).await.unwrap(), roles, "it can be told from one added by hand");
                 assert_eq!(next(&mut changes).await, Change::Addresses, "it came");
                 assert_eq!(next(&mut changes).await, Change::Addresses, "it went");
                 let after = start.elapsed();

@@ -43,6 +43,10 @@ impl Cluster {
     /// removing an address (up to 1.0 s), clock drift, rounding (safety.md, "margin", without the exact guard).
     pub const MARGIN: Duration = Duration::from_millis(1500);
 
+    /// The longest `lease_ttl` that the margin is good for: two clocks may each be 1 % wrong, and the kernel takes 1.0 s of
+    /// the 1.5.
+    pub const LONGEST_TTL: Duration = Duration::from_secs(20);
+
     /// The role that carries the writer: exactly one exclusive role.
     pub fn writer(&self) -> Option<&Role> {
         self.roles.get(&self.active_master_role)

@@ -124,6 +124,7 @@ pub struct SimHost {
     /// Steps for the server, done one after the other.
     steps: VecDeque<Step>,
     told: Option<ServerReport>,
+    told_at: u64,
     last_look: u64,
     /// When its agent's next tick comes.
     tick: Option<u64>,
@@ -236,6 +237,7 @@ impl World {
                     server: Server::new(if name.as_str() == "db1" { "db2".into() } else { "db1".into() }),
                     steps: VecDeque::new(),
                     told: None,
+                    told_at: 0,
                     last_look: 0,
                     tick: None,
                     alive: true,

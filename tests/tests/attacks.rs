@@ -409,9 +409,9 @@ fn a_preferred_host_that_comes_and_goes_does_not_take_the_writer_to_and_fro_with
     let limit = c.flap_count as usize;
     let mut w = cluster_with(c);
     for _ in 0..20 {
-        w.stop_agent("db1");
+        w.command(Command::SetOffline { host: "db1".into() });
         w.run(6_000);
-        w.start_agent(&"db1".into());
+        set_online(&mut w, "db1");
         w.run(6_000);
     }
     assert_eq!(count(&w, "The writer moves from db2 to db1: db1 is preferred"), limit, "{}", told(&w));

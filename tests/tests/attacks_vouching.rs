@@ -1,10 +1,13 @@
 //! Attacks on vouching, on choosing granters and on the memory of both sides, which the cores stand (src/world.rs).
 
+use mmm_common::config::Cluster;
 use mmm_common::control::Command;
+use mmm_common::ids::HostName;
 use mmm_common::state::MonitorMode;
 use mmm_tests::world::{WRITER, World, config};
 
 const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
+const READERS: [&str; 3] = ["10.0.0.51", "10.0.0.52", "10.0.0.53"];
 
 fn cluster() -> World {
     cluster_of(World::with(config(&HOSTS)))
@@ -198,4 +201,198 @@ fn an_agent_restarted_at_any_moment_of_a_regrant_keeps_its_roles() {
         assert_eq!(w.holders(WRITER), ["db1"], "{ms}\n{}", told(&w));
         assert!(w.outage <= 100, "{ms}: {} ms\n{}", w.outage, told(&w));
     }
+}
+
+fn holder_is(w: &World, host: &str) -> bool {
+    let writer = WRITER.parse().expect("an address");
+    w.saved().is_some_and(|s| s.slots[&writer].holder == Some(host.into()))
+}
+
+fn reader_on(w: &World, host: &str) -> &'static str {
+    READERS.into_iter().find(|ip| w.holders(ip) == [host]).expect("it has a reader address")
+}
+
+#[test]
+fn a_monitor_put_back_to_an_older_state_does_not_take_a_number_that_was_used_for_its_own() {
+    let mut w = cluster();
+    let old = w.saved().cloned().expect("saved");
+    w.command(move_writer("db2"));
+    w.run(5_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    w.refuse_steps.insert(("db1".into(), "writable"));
+    w.command(move_writer("db1"));
+    w.run_until(5_000, |w| holder_is(w, "db1")).expect("granted");
+    // The last decision reaches db1 only, and the monitor ends. Its machine is put back to an older state.
+    w.unseen.insert("db2".into());
+    w.unseen.insert("db3".into());
+    w.run(100);
+    w.stop_monitor();
+    w.restore_status(old);
+    w.unseen = ["db1", "db3"].map(HostName::from).into();
+    w.start_monitor();
+    w.run(600);
+    // db1 says one word, and hears none: the way there fails.
+    w.unseen.clear();
+    let before = w.story.len();
+    for i in 0..1_000 {
+        // Something is replicated, so that db1's watcher looks (the real one does so each second).
+        if i % 20 == 0 {
+            *w.host("db2").server.executed.entry(2).or_insert(0) += 1;
+        }
+        w.run(1);
+        if w.story[before..].iter().any(|l| l.contains("db1: The monitor is connected")) {
+            break;
+        }
+    }
+    w.cut_way(mmm_tests::world::MONITOR, "db1");
+    // The world looks after every event that nobody has it twice.
+    w.run(5_000);
+    w.refuse_steps.clear();
+    w.run(5_000);
+    w.end_cuts();
+    w.run(30_000);
+    assert_eq!(w.holders(WRITER).len(), 1, "{}", told(&w));
+}
+
+#[test]
+fn a_granter_that_has_forgotten_an_address_does_not_vouch_for_who_had_it_long_ago() {
+    let mut w = cluster();
+    w.cut.insert("db1".into());
+    w.run(12_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    w.cut.clear();
+    w.unseen.insert("db1".into());
+    w.run(3_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    // db2's configuration loses the role for a moment.
+    let good = w.config.clone();
+    w.config.cluster.roles.get_mut(&"writer".into()).expect("the role").ips.clear();
+    w.stop_agent("db2");
+    w.start_agent(&"db2".into());
+    w.run(1_500);
+    w.end_agent("db2");
+    w.run(12_000);
+    assert!(!w.has_agent("db2"), "{}", told(&w));
+    w.config = good;
+    w.unseen.insert("db2".into());
+    w.refuse_steps.insert(("db1".into(), "writable"));
+    w.start_agent(&"db2".into());
+    w.run(1_000);
+    w.unseen.remove(&HostName::from("db2"));
+    w.run_until(5_000, |w| w.holders(WRITER) == ["db2"]).unwrap_or_else(|| panic!("db2 gets it\n{}", told(&w)));
+    w.refuse_steps.clear();
+    w.run(10_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+}
+
+#[test]
+fn a_monitor_without_its_disk_lets_the_writer_go_on_also_when_it_reaches_the_agents_later() {
+    let mut w = cluster();
+    w.stop_monitor();
+    w.forget_status();
+    w.unseen = HOSTS.map(HostName::from).into();
+    w.start_monitor();
+    w.run(6_000);
+    w.unseen.clear();
+    w.run(20_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    assert!(w.outage <= 100, "{} ms\n{}", w.outage, told(&w));
+}
+
+#[test]
+fn a_monitor_without_its_disk_in_passive_mode_lets_the_writer_go_on_when_it_is_set_active() {
+    let mut w = cluster();
+    w.stop_monitor();
+    w.forget_status();
+    w.config.mode = MonitorMode::Passive;
+    w.start_monitor();
+    w.run(10_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    w.command(Command::SetActive);
+    w.run(15_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    assert!(w.outage <= 100, "{} ms\n{}", w.outage, told(&w));
+}
+
+#[test]
+fn a_monitor_without_its_disk_and_for_a_moment_without_network_lets_the_writer_go_on() {
+    let mut w = cluster();
+    w.stop_monitor();
+    w.forget_status();
+    w.network = false;
+    w.start_monitor();
+    w.run(6_000);
+    w.network = true;
+    w.run(15_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    assert!(w.outage <= 100, "{} ms\n{}", w.outage, told(&w));
+}
+
+#[test]
+fn a_new_writer_that_only_its_peers_see_open_keeps_the_role() {
+    let mut w = cluster();
+    w.command(move_writer("db2"));
+    w.run_until(5_000, |w| holder_is(w, "db2")).expect("granted");
+    w.run(2);
+    w.unseen.insert("db2".into());
+    w.run(1_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    w.outage = 0;
+    w.run(30_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    assert!(w.outage <= 100, "{} ms\n{}", w.outage, told(&w));
+}
+
+#[test]
+fn a_role_that_goes_back_to_where_it_came_from_loses_no_writes_unsaid() {
+    let mut w = cluster();
+    w.command(move_writer("db2"));
+    w.run_until(5_000, |w| holder_is(w, "db2")).expect("granted");
+    w.run(2);
+    w.unseen.insert("db2".into());
+    w.host("db1").server.io = false;
+    w.run(40_000);
+    assert!(w.holders(WRITER) != ["db1"] || w.lost_on("db1") == 0, "lost {}\n{}", w.lost_on("db1"), told(&w));
+}
+
+#[test]
+fn a_change_of_granters_that_the_holder_does_not_hear_of_costs_it_nothing() {
+    for ms in [0, 3] {
+        let mut w = cluster();
+        w.link_patience = 2_000;
+        let ip = reader_on(&w, "db1");
+        w.crash_host("db3");
+        w.run(20_000);
+        w.boot_host("db3");
+        w.run(ms);
+        w.unseen.insert("db1".into());
+        w.run(30_000);
+        assert_eq!(w.holders(ip), ["db1"], "{ms}\n{}", told(&w));
+        assert_eq!(w.holders(WRITER), ["db1"], "{ms}\n{}", told(&w));
+    }
+}
+
+#[test]
+fn a_long_lease_and_clocks_that_run_apart_do_not_make_two_holders() {
+    for seed in 0..8 {
+        let mut c = config(&HOSTS);
+        c.cluster.lease_ttl = Cluster::LONGEST_TTL;
+        let mut w = cluster_of(World::by_chance(c, seed));
+        w.cut.insert("db1".into());
+        w.run(1_500);
+        // Its kernel goes on alone, and clients still reach it.
+        w.stop_agent("db1");
+        w.run(60_000);
+    }
+}
+
+#[test]
+fn set_offline_takes_the_writer_from_a_host_that_only_peers_see() {
+    let mut w = cluster();
+    w.unseen.insert("db1".into());
+    w.run(20_000);
+    assert!(w.text(Command::SetOffline { host: "db1".into() }).starts_with("OK"));
+    w.run(60_000);
+    let show = w.show();
+    assert_eq!(w.holders(WRITER), ["db2"], "{show}\n{}", told(&w));
 }

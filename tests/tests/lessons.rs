@@ -213,18 +213,18 @@ const LESSONS: &[Lesson] = &[
             "feed::what_a_dropped_worker_had_queued_is_not_believed",
         ],
     ),
-    in_part(
+    lesson(
         20,
         "Flapping was counted per host and forgotten at a restart: it is counted for the role too, and saved.",
         &[
             "states::the_third_fall_within_flap_duration_is_flapping",
             "lessons::a_flapping_host_is_found_across_restarts_of_the_monitor",
             "lessons::servers_that_fail_in_turns_do_not_take_the_writer_to_and_fro_without_end",
+            "states::who_loses_the_writer_three_times_within_flap_duration_is_flapping",
+            "lessons::agents_that_die_in_turns_do_not_take_the_writer_to_and_fro_without_end",
+            "lessons::a_preferred_host_that_comes_and_goes_is_not_followed_without_end",
             "attacks::a_preferred_host_that_comes_and_goes_does_not_take_the_writer_to_and_fro_without_end",
         ],
-        "Saved are the falls of hosts from ONLINE to HARD_OFFLINE. A role that leaves a host which stays ONLINE meanwhile \
-         (its agent died, its server could not be opened) is counted nowhere, so agents that die in turns move the writer \
-         without end; and moves to a preferred host are counted in memory only, so each start of the monitor allows them anew.",
     ),
     lesson(
         21,
@@ -637,4 +637,56 @@ fn servers_that_fail_in_turns_do_not_take_the_writer_to_and_fro_without_end() {
     for host in ["db1(10.0.0.11)", "db2(10.0.0.12)"] {
         shows(&mut w, &format!("{host} master/AWAITING_RECOVERY"));
     }
+}
+
+// lessons.md 20: nor hosts that never fall: it is the role that is counted then.
+#[test]
+fn agents_that_die_in_turns_do_not_take_the_writer_to_and_fro_without_end() {
+    let mut w = cluster();
+    let limit = 2 * w.config.flap_count as usize;
+    for _ in 0..5 {
+        for host in ["db1", "db2"] {
+            w.stop_agent(host);
+            w.run(12_000);
+            w.start_agent(&host.into());
+            w.run(8_000);
+            w.stop_monitor();
+            w.start_monitor();
+            w.run(5_000);
+        }
+    }
+    let mut holders: Vec<&str> =
+        w.story.iter().filter_map(|line| line.split("The writer is given to ").nth(1)).collect();
+    holders.iter_mut().for_each(|words| *words = words.split(' ').next().unwrap_or_default());
+    holders.dedup();
+    assert!((3..=limit).contains(&holders.len()), "{holders:?}\n{}", told(&w));
+    assert!(count(&w, "times within flap_duration. It waits for set_online") > 0, "{}", told(&w));
+}
+
+// lessons.md 20: moves to a preferred host are counted over restarts of the monitor too.
+#[test]
+fn a_preferred_host_that_comes_and_goes_is_not_followed_without_end() {
+    let mut c = config(&HOSTS);
+    c.flap_count = 3;
+    if let Some(role) = c.cluster.roles.get_mut(&"writer".into()) {
+        role.prefer = Some("db1".into());
+    }
+    let mut w = World::with(c);
+    w.run(2_500);
+    for host in HOSTS {
+        set_online(&mut w, host);
+        w.run(2_000);
+    }
+    for _ in 0..6 {
+        w.command(Command::SetOffline { host: "db1".into() });
+        w.run(5_000);
+        set_online(&mut w, "db1");
+        w.run(10_000);
+        w.stop_monitor();
+        w.start_monitor();
+        w.run(5_000);
+    }
+    let back = count(&w, "The writer moves from db2 to db1: db1 is preferred and ONLINE");
+    assert_eq!(back, 3, "{}", told(&w));
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
 }

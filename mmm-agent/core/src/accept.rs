@@ -23,6 +23,8 @@ pub(crate) struct Slot {
     /// When the kernel will remove the address by itself, as last set by this process.
     pub(crate) kernel_until: Option<Millis>,
     pub(crate) probe: Probe,
+    /// An agent of before had the address, and nothing else is known of that.
+    forgotten: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +68,15 @@ pub(crate) enum Accepted {
 
 impl Slot {
     pub(crate) fn fresh(vouched_until: Millis) -> Self {
-        Slot { seen: Epoch(0), hold: None, vouched_until, present: false, kernel_until: None, probe: Probe::default() }
+        Slot {
+            seen: Epoch(0),
+            hold: None,
+            vouched_until,
+            present: false,
+            kernel_until: None,
+            probe: Probe::default(),
+            forgotten: false,
+        }
     }
 
     /// R9: the epoch always survives, the order only within one boot of the machine.
@@ -79,11 +89,16 @@ impl Slot {
         });
         let seen = if stands(Safeguard::EpochSurvives) { saved.seen } else { Epoch(0) };
         let vouched_until = if stands(Safeguard::VouchQuarantine) { vouched_until } else { Millis(0) };
-        Slot { seen, hold, ..Slot::fresh(vouched_until) }
+        Slot { seen, hold, forgotten: saved.forgotten, ..Slot::fresh(vouched_until) }
     }
 
     pub(crate) fn saved(&self) -> SavedAddress {
-        SavedAddress { seen: self.seen, hold: self.hold.as_ref().map(|h| h.order.clone()) }
+        SavedAddress { seen: self.seen, hold: self.hold.as_ref().map(|h| h.order.clone()), forgotten: self.forgotten }
+    }
+
+    /// An address that no order ever spoke about (an agent just installed beside MMM) is reported, not touched.
+    pub(crate) fn is_managed(&self) -> bool {
+        self.seen.0 > 0 || self.forgotten
     }
 
     /// R4. `sent` is when the report that the order answers was sent, if that is still remembered.
@@ -140,7 +155,7 @@ impl Slot {
 }
 
 /// When the reports of this life were sent; leases are counted from there (R4).
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct SentReports {
     /// By number, oldest first.
     sent: std::collections::VecDeque<(u64, Millis)>,
@@ -253,7 +268,7 @@ mod tests {
     #[test]
     fn an_inherited_order_is_good_only_while_the_kernel_keeps_the_address_and_never_after_a_reboot() {
         let AddressOrder::Hold(order) = hold(5, true) else { unreachable!() };
-        let saved = SavedAddress { seen: Epoch(5), hold: Some(order) };
+        let saved = SavedAddress { seen: Epoch(5), hold: Some(order), forgotten: false };
         let mut s = Slot::restored(saved.clone(), true, Millis(0));
         assert!(!s.may_add(Millis(1)) && s.right(Millis(1), Duration::ZERO).is_none());
         s.present = true;

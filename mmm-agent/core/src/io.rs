@@ -170,6 +170,10 @@ pub struct SavedAddress {
     pub seen: Epoch,
     /// The hold order; how long its lease still runs is known to the kernel, which has the address's lifetime.
     pub hold: Option<Hold>,
+    /// An agent has put the address on this machine, and no order for it is remembered: the state file was lost. It is
+    /// given up, and the server closed.
+    #[serde(default)]
+    pub forgotten: bool,
 }
 
 /// One line for the log: a decision or a finding, with its reason.

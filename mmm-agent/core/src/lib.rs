@@ -18,12 +18,13 @@ mod tests;
 mod vouch;
 
 use accept::{Accepted, Lease, SentReports, Slot};
-use io::{AskId, Audit, Input, Output, Saved, Step};
+use io::{AskId, Audit, Input, Output, Saved, SavedAddress, Step};
 use mmm_common::config::{Agent as Config, Cluster};
 use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::ids::{HostName, Millis, RoleName};
 use mmm_common::order::{AddressOrder, Order, ReplicationOrder, Task, Work};
 use mmm_common::report::{AddressReport, Life, Report, ServerReport, TaskOutcome, TaskReport, Writing};
+use mmm_common::safeguard::{Safeguard, stands};
 use mmm_common::vouch::{VouchAnswer, VouchRequest};
 use plan::{Fitness, LEAD, Situation, Subject};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,7 +40,7 @@ const HAND_OVER: Duration = Duration::from_secs(5);
 /// How long it then waits for the server to become read-only before it ends anyway.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Core {
     ttl: Duration,
     heartbeat: Duration,
@@ -54,6 +55,8 @@ pub struct Core {
     machine_boot: String,
 
     slots: BTreeMap<IpAddr, Slot>,
+    /// What was saved for addresses that are not in the configuration any more: they may come back.
+    others: BTreeMap<IpAddr, SavedAddress>,
     replication: ReplicationOrder,
     detached: bool,
     task: Option<(Task, TaskOutcome)>,
@@ -92,6 +95,8 @@ pub struct Core {
     monitor_up: bool,
     lookups: u64,
     looking: bool,
+    /// The last look at the kernel succeeded, and there was one in this life.
+    kernel_known: bool,
     report_due: bool,
     next_heartbeat: Millis,
     leaving_since: Option<Millis>,
@@ -128,6 +133,7 @@ impl Core {
             sent: SentReports::default(),
             machine_boot,
             slots,
+            others: saved.addresses.into_iter().map(|(ip, s)| (ip, SavedAddress { hold: None, ..s })).collect(),
             replication: ReplicationOrder::Keep,
             detached: saved.detached,
             task: None,
@@ -151,6 +157,7 @@ impl Core {
             monitor_up: false,
             lookups: 0,
             looking: false,
+            kernel_known: false,
             // The first look at the kernel is due at once: nothing is assumed about what is there.
             report_due: true,
             next_heartbeat: now,
@@ -186,6 +193,7 @@ impl Core {
             Input::KernelUnreadable { asked, why } => {
                 if asked == self.lookups {
                     self.looking = false;
+                    self.kernel_known = false;
                     error(out, format!("The kernel's addresses cannot be read: {why}. No report is sent without them"));
                 }
             }
@@ -336,6 +344,7 @@ impl Core {
             return;
         }
         self.looking = false;
+        self.kernel_known = true;
         for (ip, slot) in &mut self.slots {
             let there = present.contains(ip);
             if slot.present && !there && slot.right(now, LEAD).is_some() {
@@ -378,7 +387,7 @@ impl Core {
         if closed {
             self.opened = None;
         } else if matches!(self.server.life, Life::Alive) && self.server.writing == Writing::Allowed {
-            self.opened = self.writer.filter(|ip| self.slots.get(ip).is_some_and(|slot| slot.seen.0 > 0));
+            self.opened = self.writer.filter(|ip| self.slots.get(ip).is_some_and(Slot::is_managed));
         }
     }
 
@@ -424,13 +433,16 @@ impl Core {
             Step::ReadOnly => {
                 // Read back by the step itself.
                 self.server.writing = Writing::ReadOnly;
-                self.opened = None;
+                if !self.under_way.contains(&Subject::Writable) {
+                    self.opened = None;
+                }
                 info(out, "The server is read-only".to_owned());
                 false
             }
             Step::Writable { .. } => {
                 // Read back by the step itself.
                 self.server.writing = Writing::Allowed;
+                self.opened = self.writer;
                 info(out, "The server is writable".to_owned());
                 false
             }
@@ -459,6 +471,10 @@ impl Core {
             let vouched = match (&ttl, self.slots.get_mut(ip)) {
                 (Err(why), _) => Err(why.clone()),
                 (_, None) => Err("it is no role address in the configuration here".to_owned()),
+                // The address may be here from a life before.
+                (Ok(_), Some(_)) if !self.kernel_known && stands(Safeguard::VouchNotHolding) => {
+                    Err("what is on this machine is not known".to_owned())
+                }
                 (Ok(ttl), Some(slot)) => {
                     let has = slot.present || self.opened == Some(*ip);
                     slot.vouch(*epoch, has, now + *ttl + Cluster::MARGIN, now)
@@ -721,10 +737,10 @@ impl Core {
 
     fn leave_if_done(&mut self, now: Millis, out: &mut Vec<Output>) {
         let Some(since) = self.leaving_since else { return };
-        let managed = self.slots.values().any(|slot| slot.seen.0 > 0);
+        let managed = self.slots.values().any(Slot::is_managed);
         let open = self.opened.is_some()
             || (managed && self.server.writing == Writing::Allowed && matches!(self.server.life, Life::Alive));
-        let off = !open && self.slots.values().all(|slot| !slot.present || slot.seen.0 == 0);
+        let off = !open && self.slots.values().all(|slot| !slot.present || !slot.is_managed());
         if off && !self.looking {
             info(out, "Ended: no role is left on this host".to_owned());
         } else if now.since(since) >= HAND_OVER + LEAVE_WITHIN {
@@ -751,7 +767,9 @@ impl Core {
 
     fn saved(&self) -> Saved {
         Saved {
-            addresses: self.slots.iter().map(|(ip, slot)| (*ip, slot.saved())).collect(),
+            addresses: (self.slots.iter().map(|(ip, slot)| (*ip, slot.saved())))
+                .chain(self.others.iter().map(|(ip, saved)| (*ip, saved.clone())))
+                .collect(),
             task: self.last_task,
             detached: self.detached,
             machine_boot: self.machine_boot.clone(),

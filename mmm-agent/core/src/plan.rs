@@ -84,15 +84,10 @@ impl Situation<'_> {
         if self.leaving || self.fitness == Fitness::Gone { None } else { slot.right(self.now, LEAD) }
     }
 
-    /// An address that no order ever spoke about (an agent just installed beside MMM) is reported, not touched.
-    fn is_managed(slot: &Slot) -> bool {
-        slot.seen.0 > 0
-    }
-
     fn remove(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
         // Whoever lost touch goes silently: somebody else may be about to answer for the address.
         let turn_away = self.leaving || self.fitness == Fitness::Gone || slot.hold.is_none();
-        (slot.present && Self::is_managed(slot) && self.right(slot).is_none()).then_some(Step::Remove { ip, turn_away })
+        (slot.present && slot.is_managed() && self.right(slot).is_none()).then_some(Step::Remove { ip, turn_away })
     }
 
     /// The hold orders under which the server may be written to.
@@ -108,7 +103,7 @@ impl Situation<'_> {
             Life::Alive => true,
             Life::Dead { .. } | Life::Hung { .. } | Life::Unknown { .. } => false,
         };
-        let managed = self.slots.values().any(Self::is_managed);
+        let managed = self.slots.values().any(Slot::is_managed);
         (managed
             && answers
             && self.server.writing != Writing::ReadOnly

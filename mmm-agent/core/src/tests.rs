@@ -1,7 +1,7 @@
 //! Stories of one agent: what comes in, what it does, in which order.
 
 use crate::Core;
-use crate::io::{Input, Output, Saved, Step};
+use crate::io::{Input, Output, Saved, SavedAddress, Step};
 use mmm_common::config::{Agent as Config, Cluster, Host, OnDrainTimeout, Role};
 use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::ids::Millis;
@@ -493,4 +493,48 @@ fn ending_for_an_upgrade_keeps_the_address_and_the_next_life_goes_on_with_it() {
     assert_eq!(next.did(), "");
     next.hold(WRITER, 5, true);
     assert_eq!(next.did(), "add 10.0.0.50 3s", "the lifetime is refreshed, nothing else changes");
+}
+
+// R13: the end of an older step says nothing about a newer one that is under way.
+#[test]
+fn a_release_is_not_told_while_the_server_is_being_opened() {
+    let mut a = Agent::writing();
+    let order = a.order(&[(WRITER, let_go(6))]);
+    a.give(Input::Order(order));
+    assert_eq!(a.did(), "remove 10.0.0.50, read-only, save");
+    // The watcher sees it closed before the step's end is told, and a new order comes in between.
+    a.give(Input::Server(server(Writing::ReadOnly)));
+    a.hold(WRITER, 7, true);
+    assert_eq!(a.did(), "save, writable");
+    a.give(Input::Done { step: Step::ReadOnly, result: Ok(()) });
+    // The worker is opening the server now.
+    let order = a.order(&[(WRITER, let_go(8))]);
+    a.give(Input::Order(order));
+    let told = a.last().addresses[&ip(WRITER)];
+    assert_eq!((told.seen, told.has()), (Epoch(8), true));
+}
+
+// R9: who has no memory cannot know what it must not vouch for.
+#[test]
+fn who_has_never_heard_of_an_address_vouches_for_nobody() {
+    let mut a = Agent::new(None, 1);
+    let request = VouchRequest {
+        anchor: Anchor { boot: Boot(7), seq: 1 },
+        lease_ttl_ms: 3000,
+        addresses: BTreeMap::from([(ip(WRITER), Epoch(5))]),
+    };
+    a.give(Input::Asked { ask: crate::io::AskId(1), from: "db2".into(), request });
+    assert_eq!(a.vouches[0].vouched, BTreeMap::new());
+}
+
+// A lost state file must not leave a server open that nobody minds.
+#[test]
+fn an_address_of_which_only_the_kernels_mark_is_left_is_given_up_and_the_server_closed() {
+    let forgotten = SavedAddress { forgotten: true, ..Default::default() };
+    let mut a =
+        Agent::new(Some(Saved { addresses: BTreeMap::from([(ip(WRITER), forgotten)]), ..Default::default() }), 1);
+    a.kernel.insert(ip(WRITER), 3);
+    a.give(Input::Server(server(Writing::Allowed)));
+    a.give(Input::KernelChanged);
+    assert_eq!(a.did(), "read-only, remove 10.0.0.50");
 }

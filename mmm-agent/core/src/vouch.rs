@@ -4,19 +4,19 @@
 //! after `vouched_until`.
 
 use crate::accept::{Held, Lease, Slot};
+use mmm_common::config::Cluster;
 use mmm_common::epoch::Epoch;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::safeguard::{Safeguard, stands};
 use std::time::Duration;
 
-/// Longer leases than this are not vouched for, unless ours are as long: a mistaken configuration elsewhere must not
-/// keep this host from taking an address for hours.
-const LONGEST: Duration = Duration::from_secs(60);
+/// Longer leases are not vouched for: the margin does not cover the drift of clocks over them.
+const LONGEST: Duration = Cluster::LONGEST_TTL;
 
 /// How long an asker's lease may be, if that can be vouched for at all. `ours`: lease_ttl here.
 pub(crate) fn asked_ttl(asked_ms: u64, ours: Duration) -> Result<Duration, String> {
     let asked = Duration::from_millis(asked_ms);
-    if asked > LONGEST.max(ours) {
+    if asked > LONGEST {
         return Err(format!("its lease_ttl is {asked:?} and ours {ours:?}: use the same mmm_common.toml on all hosts"));
     }
     Ok(asked)
@@ -26,6 +26,10 @@ impl Slot {
     /// R6 (b). `has`: the address is here, or the server may still be open because of it. `until`: now, the asker's
     /// lease and the margin. An error says why not.
     pub(crate) fn vouch(&mut self, asked: Epoch, has: bool, until: Millis, now: Millis) -> Result<(), String> {
+        if self.seen.0 == 0 {
+            // An agent that has forgotten what it has heard cannot know whether it has heard of a newer one.
+            return Err("no order for it has ever been heard here".to_owned());
+        }
         if asked < self.seen && stands(Safeguard::VouchEpoch) {
             return Err(format!("epoch {asked} is older than {}, seen here", self.seen));
         }

@@ -157,6 +157,16 @@ fn times(found: &mut Vec<Finding>, cluster: &Cluster) {
         );
         found.push(finding([at("", "lease_ttl")], text));
     }
+    if lease > Cluster::LONGEST_TTL {
+        let text = format!(
+            "lease_ttl is {}, but over longer than {} the clocks of two machines may drift apart by more than is allowed for: \
+             make it {} or shorter",
+            shown(lease),
+            shown(Cluster::LONGEST_TTL),
+            shown(Cluster::LONGEST_TTL)
+        );
+        found.push(finding([at("", "lease_ttl")], text));
+    }
     if lease < heartbeat.saturating_mul(HEARTBEATS_PER_LEASE) {
         let text = format!(
             "lease_ttl is {} and heartbeat_interval {}: a few lost messages would take a healthy \

@@ -66,7 +66,9 @@ pub(crate) struct Handover {
     /// The target had applied everything of the old master's when it took over.
     in_step: bool,
     /// When a preference moved the writer, within flap_duration: a host that comes and goes must not take it to and fro.
-    preferred_moves: Vec<Millis>,
+    pub(crate) preferred_moves: Vec<Millis>,
+    /// Somebody had asked for the move that is under way.
+    asked_for: bool,
     /// No planned move by the monitor's own wish before this.
     paused_until: Millis,
 }
@@ -81,6 +83,8 @@ pub(crate) struct HostView<'a> {
     pub(crate) may_hold: bool,
     /// Its agent was not heard within lease_ttl.
     pub(crate) silent: bool,
+    /// An operator has set it offline.
+    pub(crate) offline: bool,
     /// When its last report came.
     pub(crate) heard: Millis,
     /// Its agent says that its server has ended or hangs.
@@ -102,6 +106,8 @@ pub(crate) enum Event {
     Kill(HostName),
     /// The writer is open on this host. `in_step`: it and the old one have the same data.
     Opened { from: Option<HostName>, to: HostName, in_step: bool },
+    /// The writer had to be taken from this host without its help, and nobody had asked for it.
+    Lost(HostName),
     /// The move asked for by this request has ended.
     Answer(RequestId, Result<String, String>),
     /// The wish could not be fulfilled; an operator's wish is forgotten.
@@ -122,7 +128,7 @@ pub(crate) struct Scene<'a> {
 }
 
 impl Handover {
-    pub(crate) fn new(now: Millis) -> Self {
+    pub(crate) fn new(now: Millis, preferred_moves: Vec<Millis>) -> Self {
         Handover {
             phase: Phase::Settled,
             from: None,
@@ -132,7 +138,8 @@ impl Handover {
             force: false,
             kill_asked: None,
             in_step: false,
-            preferred_moves: Vec::new(),
+            preferred_moves,
+            asked_for: false,
             paused_until: now,
         }
     }
@@ -212,6 +219,9 @@ impl Handover {
         if let Some(why) = self.old_master_lost(scene, turn.slot) {
             // The planned way needs the old master: from here on it is fenced like any dead one.
             turn.decided(format!("The move goes on without the old master's help: {why}"));
+            if let Some(from) = self.from.clone() {
+                self.lost(from, turn);
+            }
             self.release(turn);
             match scene.wish.host.clone() {
                 Some(to) => self.phase = Phase::Fencing { to, in_step: false },
@@ -337,8 +347,11 @@ impl Handover {
                     turn.decided(format!("The writer is open on {to}, {took} ms after it was decided ({})", self.why));
                     turn.events.push(Event::Opened { from: self.from.clone(), to, in_step: self.in_step });
                     self.end(Ok(()), turn);
-                } else if let Some(other) =
-                    scene.wish.host.clone().filter(|w| self.request.is_some() && *w.host() != to)
+                } else if let Some(other) = scene
+                    .wish
+                    .host
+                    .clone()
+                    .filter(|w| self.request.is_some() && *w.host() != to && is_closed(scene, &to, turn.slot))
                 {
                     self.go_elsewhere(scene, &to, other, turn);
                 } else if now.since(since) >= OPEN_WITHIN {
@@ -350,7 +363,8 @@ impl Handover {
                         turn,
                     );
                     // lessons.md 3: a master that cannot be opened does not keep the role while another could have it.
-                    match other_candidate(scene, turn.cluster, &to) {
+                    // But one that does not say so itself may be open without our knowing.
+                    match other_candidate(scene, turn.cluster, &to).filter(|_| is_closed(scene, &to, turn.slot)) {
                         Some(other) => self.go_elsewhere(scene, &to, other, turn),
                         None => self.phase = Phase::Opening { to, since: now },
                     }
@@ -362,8 +376,10 @@ impl Handover {
     /// The host that has the role has not opened, so nothing was written there: the role goes on.
     fn go_elsewhere(&mut self, scene: &Scene<'_>, not_open: &HostName, other: Eligible, turn: &mut Turn<'_>) {
         turn.decided(format!("{not_open} has not opened: {} is to have the writer", other.host()));
+        self.lost(not_open.clone(), turn);
         self.release(turn);
         (self.began, self.in_step) = (scene.now, false);
+        self.from = Some(not_open.clone());
         self.why = format!("{not_open} has not opened");
         self.phase = Phase::Fencing { to: other, in_step: false };
     }
@@ -397,6 +413,7 @@ impl Handover {
         self.why.clone_from(&scene.wish.why);
         self.kill_asked = None;
         self.in_step = false;
+        self.asked_for = self.request.is_some();
         match (scene.wish.host.clone(), holder) {
             (None, None) => turn.waits(format!("nobody can have it: {}", scene.wish.why)),
             (None, Some(_)) => {
@@ -432,6 +449,7 @@ impl Handover {
                     to.host(),
                     scene.wish.why
                 ));
+                self.lost(from, turn);
                 self.release(turn);
                 self.phase = Phase::Fencing { to, in_step: false };
             }
@@ -443,7 +461,8 @@ impl Handover {
         scene.hosts.get(from).is_some_and(|h| {
             let behind =
                 h.report.and_then(|r| r.addresses.get(&scene.address)).is_some_and(|a| a.present && a.seen < epoch);
-            let away = !h.agent_answers && (!h.silent || self.request.is_none());
+            let asked = self.request.is_some() || h.offline;
+            let away = !h.agent_answers && (!h.silent || !asked);
             h.may_hold && !h.server_gone && (away || (h.agent_answers && behind))
         })
     }
@@ -600,6 +619,12 @@ impl Handover {
         }
     }
 
+    fn lost(&self, host: HostName, turn: &mut Turn<'_>) {
+        if !self.asked_for {
+            turn.events.push(Event::Lost(host));
+        }
+    }
+
     fn release(&mut self, turn: &mut Turn<'_>) {
         if let Some(holder) = turn.slot.state.holder.clone() {
             let epoch = turn.next();
@@ -698,6 +723,15 @@ fn vouched_until(scene: &Scene<'_>, to: &HostName, slot: &Slot) -> Option<Option
     };
     let until = host.heard + Duration::from_millis(address.promised_ms);
     (scene.now < until).then_some(Some(until))
+}
+
+/// The host's agent answers, knows the newest decision, and says that it is not open.
+fn is_closed(scene: &Scene<'_>, host: &HostName, slot: &Slot) -> bool {
+    !is_open(scene, host)
+        && scene.hosts.get(host).is_some_and(|h| {
+            let seen = h.report.and_then(|r| r.addresses.get(&scene.address)).map(|a| a.seen);
+            h.agent_answers && seen == Some(slot.state.epoch)
+        })
 }
 
 /// The host has the address, and its server may be written to.

@@ -38,6 +38,7 @@ mod tests {
             holder: Some("db1".into()),
             write: true,
             live: vec![given],
+            given: Epoch(5),
         };
         change(&mut slot);
         let found = broken(&slot, Epoch(7));

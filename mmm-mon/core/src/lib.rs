@@ -45,10 +45,12 @@ const COMPARE_FOR: Duration = Duration::from_secs(3);
 /// A deadline that is handled so late was not waited for: the process was stopped.
 const LATE: Duration = Duration::from_millis(500);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Core {
     config: Config,
     started: Millis,
+    /// Wall time at the start, in seconds: above every epoch ever sent, unless that clock was wrong.
+    unix_s: u64,
     /// The last epoch used.
     epoch: Epoch,
     mode: MonitorMode,
@@ -89,7 +91,7 @@ pub struct Core {
     woke: Option<Millis>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Host {
     facts: HostFacts,
     status: HostStatus,
@@ -105,13 +107,14 @@ impl Core {
         let saved = saved.map(|(snapshot, ago)| snapshot.on_clock(now, ago));
         let mut core = Core {
             started: now,
+            unix_s,
             epoch: saved.as_ref().map_or(Epoch(unix_s), |s| s.epoch),
             mode: saved.as_ref().map_or(config.mode, |s| s.mode),
             cause: saved.as_ref().and_then(|s| s.cause.clone()),
             network: false,
             hosts: BTreeMap::new(),
             slots: BTreeMap::new(),
-            handover: Handover::new(now),
+            handover: Handover::new(now, saved.as_ref().map(|s| s.preferred_moves.clone()).unwrap_or_default()),
             active: saved.as_ref().and_then(|s| s.active.clone()),
             intent: saved.as_ref().map(|s| s.intent.clone()).unwrap_or_default(),
             longest_ttl: saved
@@ -158,7 +161,7 @@ impl Core {
         self.hosts.values_mut().for_each(|h| h.facts.judge(now, config));
         self.compare(now, out);
         self.find_contested(now, out);
-        self.find_holders(now);
+        self.find_holders();
         self.remark_observers(now, out);
         if !self.is_held_back() {
             self.leave_wait_mode(now, out);
@@ -354,7 +357,8 @@ impl Core {
                 if address.seen > slot.state.epoch {
                     // R11: after the loss of the disk, numbering goes on above everything ever sent.
                     warn(out, Some(&name), format!("It has seen epoch {}, above ours ({})", address.seen, self.epoch));
-                    self.epoch = self.epoch.max(address.seen);
+                    // Also above what went to somebody else only, after that (R11).
+                    self.epoch = self.epoch.max(address.seen).max(Epoch(self.unix_s));
                     let above = next(&mut self.epoch);
                     let role = slot.state.role.clone();
                     let hosts = self.config.cluster.roles.get(&role).map(|r| r.hosts.clone()).unwrap_or_default();
@@ -693,8 +697,7 @@ impl Core {
 
     /// R11: who has an address of which no order is known, because this monitor's state was lost. One that is ONLINE, or
     /// may become so by that, is given it again once the others have answered; anybody else has to let it go.
-    fn find_holders(&mut self, now: Millis) {
-        let starting = now.since(self.started) < self.startup_grace();
+    fn find_holders(&mut self) {
         let mut found = BTreeMap::new();
         for (ip, slot) in &self.slots {
             let has = |name: &HostName| {
@@ -705,8 +708,7 @@ impl Core {
             };
             let mut holders = slot.unknown().filter_map(|name| has(name).map(|host| (name, host)));
             if let (Some((name, host)), None) = (holders.next(), holders.next()) {
-                let state = host.status.state;
-                if state == HostState::Online || (state == HostState::AwaitingRecovery && starting) {
+                if host.status.state == HostState::Online || !host.status.known {
                     found.insert(*ip, name.clone());
                 }
             }
@@ -733,14 +735,14 @@ impl Core {
 
     /// Who could take each address over, and is asked to vouch for its holder: changed while the holder can hear of it.
     fn choose_granters(&mut self, now: Millis, out: &mut Vec<Output>) {
-        if !self.handover.is_settled() {
-            return;
-        }
         let excluded = self.excluded(now);
         let mut changes = Vec::new();
         for (ip, slot) in &self.slots {
             let (Some(holder), Some(before)) = (&slot.state.holder, slot.settled_granters()) else { continue };
             let Some(role) = self.config.cluster.roles.get(&slot.state.role) else { continue };
+            if self.writer_ip() == Some(*ip) && !self.handover.is_settled() {
+                continue;
+            }
             let mut wanted = granters_of(&role.hosts, holder, &excluded);
             // Who joins must be there to vouch: a restarted monitor does not know at once who is away.
             wanted.retain(|host| before.contains(host) || self.agent_answers(now, host));
@@ -778,7 +780,10 @@ impl Core {
         for name in names {
             // A host that has just died was seen a moment ago too: that is not worth a line.
             let limit = self.config.cluster.lease_ttl + self.config.cluster.heartbeat_interval;
-            let away = self.hosts.get(&name).is_some_and(|h| now.since(h.facts.heard) >= limit);
+            let away = self.hosts.get(&name).is_some_and(|h| {
+                let down = h.status.state == HostState::HardOffline || h.facts.link.is_some();
+                !down && now.since(h.facts.heard) >= limit
+            });
             let peer = self.seen_by(now, &name).filter(|_| away).cloned();
             let text = peer.map(|peer| {
                 format!("Host {name} cannot be reached from the monitor, but is seen by {peer}, which vouches for it: its roles stay")
@@ -946,6 +951,7 @@ impl Core {
                     server_alive: host.facts.server_alive(),
                     may_hold: may_hold.contains(name),
                     silent: silent.contains(name),
+                    offline: host.status.state == HostState::AdminOffline,
                     heard: host.facts.heard,
                     server_gone: host.facts.gone.is_some(),
                     last_alive: host.facts.last_alive(),
@@ -1024,12 +1030,31 @@ impl Core {
                 }
                 self.compare(now, out);
             }
+            Event::Lost(host) => self.lost_writer(now, &host, out),
             Event::Answer(id, result) => self.moved_writer(id, result, out),
             Event::GaveUp => {
                 if let Some(ip) = self.writer_ip() {
                     self.intent.remove(&ip);
                 }
             }
+        }
+    }
+
+    /// lessons.md 20: a role that goes to and fro is bounded by keeping out whoever keeps losing it.
+    fn lost_writer(&mut self, now: Millis, name: &HostName, out: &mut Vec<Output>) {
+        let flap = (self.config.flap_count, self.config.flap_duration);
+        let Some(host) = self.hosts.get_mut(name) else { return };
+        if !host.status.loses_writer(now, flap) {
+            return;
+        }
+        let (times, state) = (host.status.lost_writer.len(), host.status.state);
+        warn(
+            out,
+            Some(name),
+            format!("Host '{name}' has lost the writer {times} times within flap_duration. It waits for set_online"),
+        );
+        if state == HostState::Online {
+            self.set_state(now, name, HostState::AwaitingRecovery, "(it keeps losing the writer)", out);
         }
     }
 
@@ -1070,6 +1095,7 @@ impl Core {
             active: self.active.clone(),
             intent: self.intent.clone(),
             lease_ttl_ms: u64::try_from(self.longest_ttl.as_millis()).unwrap_or(u64::MAX),
+            preferred_moves: self.handover.preferred_moves.clone(),
             saved_at: now,
         };
         if self.persisted.as_ref().is_none_or(|before| snapshot.differs(before)) {

@@ -46,7 +46,7 @@ impl Core {
                 Some(AddressOrder::Hold(h)) => {
                     h.epoch == slot.state.epoch && h.proof == slot.others_than(Some(name)).is_empty()
                 }
-                Some(AddressOrder::LetGo { epoch }) => *epoch == slot.state.epoch,
+                Some(AddressOrder::LetGo { epoch }) => *epoch == slot.told_epoch(),
                 None => self.says_nothing(name, *ip, slot),
             })
     }

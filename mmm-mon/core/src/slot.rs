@@ -38,6 +38,9 @@ pub struct SlotState {
     pub holder: Option<HostName>,
     pub write: bool,
     pub live: Vec<Given>,
+    /// The decision by which the holder got it; later ones only changed what it may do, or its granters.
+    #[serde(default)]
+    pub given: Epoch,
 }
 
 #[derive(Clone, Debug)]
@@ -72,7 +75,7 @@ impl Slot {
         let before = Epoch(epoch.0.saturating_sub(1));
         let live =
             hosts.iter().map(|to| Given { epoch: before, to: to.clone(), granters: Granters::Unknown }).collect();
-        Slot::restored(SlotState { role, epoch, holder: None, write: false, live }, now, quarantine)
+        Slot::restored(SlotState { role, epoch, holder: None, write: false, live, given: epoch }, now, quarantine)
     }
 
     /// R10: what was sent before the restart is waited out in full.
@@ -80,6 +83,15 @@ impl Slot {
         let until = if stands(Safeguard::RestartQuarantine) { now + quarantine } else { now };
         let deadline = state.live.iter().map(|o| (o.to.clone(), until)).collect();
         Slot { state, deadline, quarantine }
+    }
+
+    /// The epoch that everybody but the holder is told. While a newer decision only changes what the holder may do, or who
+    /// can succeed it, and the holder has not acknowledged it, the others are told the one by which it still holds: from
+    /// the newer one on they would refuse to vouch for it, although it may never have heard of that.
+    pub(crate) fn told_epoch(&self) -> Epoch {
+        let Some(holder) = &self.state.holder else { return self.state.epoch };
+        let acts_on = self.state.live.iter().filter(|o| o.to == *holder).map(|o| o.epoch).min();
+        acts_on.unwrap_or(self.state.epoch).max(self.state.given.min(self.state.epoch))
     }
 
     /// What is sent from now on is waited out for so long: ttl + margin.
@@ -107,7 +119,7 @@ impl Slot {
 
     /// A new decision: the proved host holds. It must be on disk before the order is sent (R3).
     pub(crate) fn grant(&mut self, proof: Fenced, epoch: Epoch, granters: BTreeSet<HostName>, write: bool) {
-        self.state.epoch = epoch;
+        (self.state.epoch, self.state.given) = (epoch, epoch);
         self.state.live.push(Given { epoch, to: proof.to.clone(), granters: Granters::Known(granters) });
         self.state.holder = Some(proof.to);
         self.state.write = write;
@@ -198,7 +210,7 @@ impl Slot {
                 self.extend(host, now);
                 AddressOrder::Hold(hold)
             }
-            Some(Granters::Known(_) | Granters::Unknown) | None => AddressOrder::LetGo { epoch: self.state.epoch },
+            Some(Granters::Known(_) | Granters::Unknown) | None => AddressOrder::LetGo { epoch: self.told_epoch() },
         }
     }
 
@@ -271,6 +283,25 @@ mod tests {
         assert_eq!(s.settled_granters(), Some(&set(&["db2", "db3"])));
         assert!(s.free_for(&h("db3"), Millis(5599)).is_err());
         assert!(s.free_for(&h("db3"), Millis(5600)).is_ok());
+    }
+
+    #[test]
+    fn the_others_are_told_of_a_change_once_the_holder_has_acknowledged_it() {
+        let mut s = held_by_db1(0);
+        let told = |s: &mut Slot| s.order_for(&h("db2"), Millis(100)).epoch();
+        assert_eq!(told(&mut s), Epoch(10));
+        s.regrant(Epoch(11), set(&["db2", "db3"]));
+        assert_eq!(told(&mut s), Epoch(10), "db1 may not have heard of it, and needs their vouches");
+        s.heard(&h("db1"), Epoch(11), true, Millis(200));
+        assert_eq!(told(&mut s), Epoch(11));
+        s.rewrite(Epoch(12), set(&["db2"]), false);
+        assert_eq!(told(&mut s), Epoch(11));
+        s.release(Epoch(13));
+        assert_eq!(told(&mut s), Epoch(13), "whom it is taken from has no vouches to lose");
+        // Given again before the release was acknowledged: nothing older than that is told.
+        let proof = s.free_for(&h("db1"), Millis(300)).unwrap();
+        s.grant(proof, Epoch(14), set(&["db2"]), true);
+        assert_eq!(told(&mut s), Epoch(14));
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub struct Snapshot {
     /// shorter lease_ttl in its configuration.
     #[serde(default)]
     pub lease_ttl_ms: u64,
+    /// When a preference moved the writer, within flap_duration.
+    #[serde(default)]
+    pub preferred_moves: Vec<Millis>,
     /// On the saving monitor's clock; every other time in here is before it.
     pub saved_at: Millis,
 }
@@ -40,8 +43,10 @@ impl Snapshot {
             shift(&mut host.since);
             host.falls.iter_mut().for_each(shift);
             host.flapping_since.iter_mut().for_each(shift);
+            host.lost_writer.iter_mut().for_each(shift);
             host.down.iter_mut().for_each(|down| shift(&mut down.at));
         }
+        self.preferred_moves.iter_mut().for_each(shift);
         self.saved_at = now - ago;
         self
     }

@@ -24,6 +24,12 @@ pub struct HostStatus {
     /// When it went from ONLINE to HARD_OFFLINE, within flap_duration.
     pub falls: VecDeque<Millis>,
     pub flapping_since: Option<Millis>,
+    /// When it lost the writer by a failover, within flap_duration.
+    #[serde(default)]
+    pub lost_writer: VecDeque<Millis>,
+    /// It has been ONLINE, or an operator has spoken about it, since this monitor's state began.
+    #[serde(default)]
+    pub known: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +43,15 @@ pub struct Down {
 impl HostStatus {
     /// A host that the monitor has never seen at work.
     pub(crate) fn new(now: Millis) -> Self {
-        HostStatus { state: AwaitingRecovery, since: now, down: None, falls: VecDeque::new(), flapping_since: None }
+        HostStatus {
+            state: AwaitingRecovery,
+            since: now,
+            down: None,
+            falls: VecDeque::new(),
+            flapping_since: None,
+            lost_writer: VecDeque::new(),
+            known: false,
+        }
     }
 
     pub(crate) fn online_for(&self, now: Millis) -> Option<Duration> {
@@ -195,6 +209,20 @@ fn waited_for_auto_set_online(v: &View<'_>) -> Option<String> {
 }
 
 impl HostStatus {
+    /// The writer had to be taken from the host, and nobody had asked for it. True if the host was found to be flapping by
+    /// it: a role that goes to and fro between hosts that never fall is bounded too.
+    pub(crate) fn loses_writer(&mut self, now: Millis, (count, duration): (u32, Duration)) -> bool {
+        self.lost_writer.push_back(now);
+        while self.lost_writer.front().is_some_and(|at| now.since(*at) > duration) {
+            self.lost_writer.pop_front();
+        }
+        let flaps = count > 0 && self.lost_writer.len() >= count as usize && self.flapping_since.is_none();
+        if flaps {
+            self.flapping_since = Some(now);
+        }
+        flaps
+    }
+
     /// Carries out a transition. True if the host was found to be flapping by it.
     pub(crate) fn change(
         &mut self,
@@ -224,6 +252,7 @@ impl HostStatus {
         {
             down.for_ms = Some(u64::try_from(now.since(down.at).as_millis()).unwrap_or(u64::MAX));
         }
+        self.known |= matches!(to, Online | HostState::AdminOffline);
         if to == Online {
             self.flapping_since = None;
             self.down = None;
@@ -355,6 +384,18 @@ mod tests {
             Some((ReplicationDelay, "(rep_threads: OK, rep_backlog: not OK)")),
         );
         check(ReplicationDelay, |v, _| v.rep_threads = Bad, Some((ReplicationFail, "(rep_threads: not OK)")));
+    }
+
+    // lessons.md 20
+    #[test]
+    fn who_loses_the_writer_three_times_within_flap_duration_is_flapping() {
+        let mut s = HostStatus::new(Millis(0));
+        let mut loses = |at| s.loses_writer(Millis(at), (3, Duration::from_secs(100)));
+        assert!(!loses(1_000));
+        assert!(!loses(200_000), "the first is out of the window");
+        assert!(!loses(210_000));
+        assert!(loses(220_000));
+        assert!(!loses(221_000), "it is known already");
     }
 
     // lessons.md 20

@@ -15,6 +15,8 @@ use std::net::IpAddr;
 pub(super) const STEP: u64 = 3;
 /// How often servers replicate, clients write and watchers look.
 pub(super) const BEAT: u64 = 20;
+/// How often the watcher tells what has not changed.
+const LOOK_AGAIN: u64 = 1_000;
 
 #[derive(Clone, Debug)]
 pub struct Server {
@@ -328,8 +330,11 @@ impl World {
                 };
             }
         }
-        if host.told.as_ref() != Some(&report) {
+        // The watcher tells every change, and once a second what has not changed.
+        let due = server.hung_since.is_none() && now >= host.told_at + LOOK_AGAIN;
+        if host.told.as_ref() != Some(&report) || due {
             if let Some(h) = self.hosts.get_mut(name) {
+                h.told_at = now;
                 h.told = Some(report.clone());
             }
             self.local_input(name, AgentInput::Server(report));

@@ -106,12 +106,14 @@ pub(crate) fn attack(lab: &Lab, recorded: &Recorded) -> Result<()> {
 fn attack_agent(lab: &Lab, recorded: &Recorded, host: &str, other: &str) -> Result<u64> {
     let before = counted(lab, host, "mmm_agentd")?;
     let at = SocketAddr::from((ip_of(host)?, AGENT_PORT));
-    let hello = to_line(&ToAgent::Hello { protocol: PROTOCOL, host: host.into() })?;
+    let monitor = identity(lab)?;
+    let hello_of = |host: &str, monitor| to_line(&ToAgent::Hello { protocol: PROTOCOL, host: host.into(), monitor });
+    let hello = hello_of(host, monitor)?;
     let peer =
         |to: &str, from: &str| to_line(&ToAgent::PeerHello { protocol: PROTOCOL, host: to.into(), from: from.into() });
     let half = &hello[..hello.len() / 2];
     let endless = vec![b'x'; MAX_LINE + 4096];
-    let old = to_line(&ToAgent::Hello { protocol: PROTOCOL - 1, host: host.into() })?;
+    let old = to_line(&ToAgent::Hello { protocol: PROTOCOL - 1, host: host.into(), monitor })?;
     let mut messages: Vec<(&str, &str, Vec<u8>)> = vec![
         ("garbage", APP, b"\x00\xff\xfe\x80garbage\r\n".to_vec()),
         ("no message", APP, b"{}\n".to_vec()),
@@ -119,7 +121,8 @@ fn attack_agent(lab: &Lab, recorded: &Recorded, host: &str, other: &str) -> Resu
         ("a line of half a message", APP, format!("{half}\n").into_bytes()),
         ("a line that is too long", APP, endless),
         ("another protocol", APP, old.into_bytes()),
-        ("a hello for another host", APP, to_line(&ToAgent::Hello { protocol: PROTOCOL, host: other.into() })?.into()),
+        ("a hello for another host", APP, hello_of(other, monitor)?.into_bytes()),
+        ("a hello of another monitor", APP, hello_of(host, !monitor)?.into_bytes()),
         ("an agent's hello from no agent's address", APP, (peer(host, other)? + &recorded.vouch).into_bytes()),
         ("an agent's hello from another agent's address", "db3", (peer(host, other)? + &recorded.vouch).into_bytes()),
         ("an agent's hello in the host's own name", APP, peer(host, host)?.into_bytes()),
@@ -158,6 +161,13 @@ fn attack_agent(lab: &Lab, recorded: &Recorded, host: &str, other: &str) -> Resu
     Ok(all)
 }
 
+/// The monitor's, which everybody can have heard who listens.
+fn identity(lab: &Lab) -> Result<u64> {
+    let file = lab.dir().join(MONITOR).join("mmm_mond.status.id");
+    let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    Ok(u64::from_str_radix(text.trim(), 16)?)
+}
+
 fn attack_monitor(lab: &Lab, recorded: &Recorded) -> Result<u64> {
     let before = counted(lab, MONITOR, "mmm_mond")?;
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, MONITOR_PORT));
@@ -190,7 +200,7 @@ fn attack_monitor(lab: &Lab, recorded: &Recorded) -> Result<u64> {
 fn pretend_to_be_the_monitor(lab: &Lab, recorded: &Recorded, writer: &str) -> Result<()> {
     for (host, line) in [(writer, &recorded.let_go), (other_master(writer), &recorded.hold)] {
         let at = SocketAddr::from((ip_of(host)?, AGENT_PORT));
-        let hello = to_line(&ToAgent::Hello { protocol: PROTOCOL, host: host.into() })?;
+        let hello = to_line(&ToAgent::Hello { protocol: PROTOCOL, host: host.into(), monitor: identity(lab)? })?;
         for order in [line, line, &as_if_new(line)?] {
             let answer = send(lab, APP, at, (hello.clone() + order).as_bytes())?;
             ensure!(answer.contains(r#""message":"hello""#), "the agent of {host} did not listen: {answer:?}");
