@@ -25,16 +25,25 @@ pub(crate) const WRITE_TIME: Duration = Duration::from_secs(2);
 pub(crate) enum Ended {
     /// The other side broke the rules.
     Refused(String),
+    /// It breaks no rule, and may come again: another monitor commands this host.
+    NotNow(NotNow),
     /// It closed, broke, or does not take what we send.
     Lost(String),
     /// We closed it.
     Closed,
 }
 
+#[derive(Debug)]
+pub(crate) struct NotNow {
+    /// The same words each time, so that trying again does not fill the log.
+    pub(crate) logged: String,
+    pub(crate) told: String,
+}
+
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Ended::Refused(why) => write!(f, "refused: {why}"),
+            Ended::Refused(why) | Ended::NotNow(NotNow { logged: why, .. }) => write!(f, "refused: {why}"),
             Ended::Lost(why) => f.write_str(why),
             Ended::Closed => f.write_str("closed by this agent"),
         }

@@ -27,9 +27,9 @@ mod watchdog;
 use anyhow::{Context, bail};
 use clap::Parser;
 use mmm_agent_core::Core;
-use mmm_agent_core::io::Saved;
+use mmm_agent_core::io::{Saved, SavedAddress};
 use mmm_common::config::parse::{self, Mistake};
-use mmm_common::config::{Agent as Config, Host};
+use mmm_common::config::{Agent as Config, Cluster, Host};
 use nix::sys::signal::{SigSet, Signal as UnixSignal};
 use runtime::{Ending, Inbox, Runtime, Signal};
 use std::collections::BTreeSet;
@@ -165,13 +165,15 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     if let Some(saved) = &saved {
         remove_endless(&addresses, saved).await?;
     }
+    let saved = with_marked(saved, addresses.marked(&roles).await?);
     let (changes, kernel) = mpsc::unbounded_channel();
     netlink::watch(&host.cluster_interface, roles.clone(), changes)?;
     let (inputs, database) = mpsc::unbounded_channel();
     let prober = probe::Prober::new(addresses.clone(), inputs.clone());
     let server = mysql::Database::start(Arc::clone(config), inputs);
     let hosts = config.cluster.hosts.iter().map(|(name, host)| (name.clone(), host.ip)).collect();
-    let myself = monitor_link::Myself { host: config.this.clone(), boot, hosts };
+    let monitor_gone_after = config.cluster.lease_ttl + Cluster::MARGIN;
+    let myself = monitor_link::Myself { host: config.this.clone(), boot, hosts, monitor_gone_after };
     let refusals = lines::Refusals::default();
     let (from_agents, agents) = mpsc::channel(WAITING_OF_AGENTS);
     let peers = peers::Peers::start(&config.this, &config.cluster, &refusals, &from_agents);
@@ -202,6 +204,21 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     }
     .run()
     .await
+}
+
+/// Addresses that an agent has left here and of which nothing is remembered: its state file was lost.
+fn with_marked(saved: Option<Saved>, marked: BTreeSet<IpAddr>) -> Option<Saved> {
+    let known = saved.as_ref().map(|s| s.addresses.keys().copied().collect()).unwrap_or_default();
+    let forgotten: Vec<IpAddr> = marked.difference(&known).copied().collect();
+    if forgotten.is_empty() {
+        return saved;
+    }
+    tracing::warn!(?forgotten, "role addresses were left here by an agent whose state is lost; they are given up");
+    let mut saved = saved.unwrap_or_default();
+    saved
+        .addresses
+        .extend(forgotten.into_iter().map(|ip| (ip, SavedAddress { forgotten: true, ..Default::default() })));
+    Some(saved)
 }
 
 /// An agent that goes on after a restart with the orders of the process before it trusts that the kernel takes their

@@ -1,15 +1,20 @@
 //! The agent's port: listens, checks the hello of whoever connects, and is the agent's end of the connection to the
 //! monitor: lines become inputs, and reports lines. Other agents that say hello go on in `peer_link`.
 //!
+//! One monitor at a time commands this host. Two of them, each with a memory of its own, could give one address to two
+//! hosts, so another one is refused until what the present one has given is over. After a restart of the agent any
+//! monitor may be the first.
+//!
 //! Whoever can reach the port can send bytes here, so everything is bounded: how many have not said hello, for how
 //! long, the length of a line, the lines that wait to be sent, and the log lines about refusals. Nothing here ever
 //! makes the loop wait for the other side.
 
-use crate::lines::{self, Ended, Reading, Refusals, shortened};
+use crate::clock;
+use crate::lines::{self, Ended, NotNow, Reading, Refusals, shortened};
 use crate::peer_link::PeerLink;
 use mmm_agent_core::io::{AskId, Input};
 use mmm_common::epoch::Boot;
-use mmm_common::ids::HostName;
+use mmm_common::ids::{HostName, Millis};
 use mmm_common::report::Report;
 use mmm_common::vouch::VouchAnswer;
 use mmm_common::wire::{self, FromAgent, PROTOCOL, ToAgent};
@@ -43,6 +48,8 @@ pub(crate) struct Myself {
     pub(crate) boot: Boot,
     /// Every configured host's own address: another agent is believed only when it comes from there.
     pub(crate) hosts: BTreeMap<HostName, IpAddr>,
+    /// What a monitor has given is over so long after its last word.
+    pub(crate) monitor_gone_after: Duration,
 }
 
 /// The port, the one connection to a monitor, if there is one, and those of other agents.
@@ -62,8 +69,20 @@ struct Shared {
 #[derive(Default)]
 struct State {
     monitor: Option<Connected>,
+    /// The monitor that is connected, or else the last one that was.
+    commander: Option<Commander>,
     strangers: VecDeque<(u64, JoinHandle<()>)>,
     next_id: u64,
+}
+
+/// Whom this host obeys.
+#[derive(Clone, Copy)]
+struct Commander {
+    identity: u64,
+    at: IpAddr,
+    since: Millis,
+    /// Its last line.
+    heard: Millis,
 }
 
 struct Connected {
@@ -74,8 +93,8 @@ struct Connected {
 
 impl MonitorLink {
     /// Listens on `at` from now on, and tries each second again while that fails. What the monitor says comes out of the
-    /// receiver: `MonitorUp`, `Order`, `MonitorDown`. A newer monitor replaces an older one without a `MonitorDown`. What
-    /// other agents ask goes into `asked`.
+    /// receiver: `MonitorUp`, `Order`, `MonitorDown`. A newer connection of the same monitor replaces the older one
+    /// without a `MonitorDown`. What other agents ask goes into `asked`.
     pub(crate) fn start(
         at: SocketAddr,
         myself: Myself,
@@ -192,7 +211,9 @@ async fn serve(shared: Arc<Shared>, id: u64, stream: TcpStream, peer: SocketAddr
     let Some(task) = shared.state().leaves_strangers(id) else { return };
     let ended = match hello {
         Err(ended) => ended,
-        Ok(Caller::Monitor) => shared.serve_monitor(id, task, peer, &mut reading, &mut writing).await,
+        Ok(Caller::Monitor(identity)) => {
+            shared.serve_monitor(id, task, peer, identity, &mut reading, &mut writing).await
+        }
         Ok(Caller::Agent(from)) => {
             tracing::debug!(%peer, "the agent of {from} has connected and may ask for vouches");
             let waiting = shared.peers.connected(&from, id, task);
@@ -203,18 +224,31 @@ async fn serve(shared: Arc<Shared>, id: u64, stream: TcpStream, peer: SocketAddr
 }
 
 impl Shared {
-    /// Takes the place of an older monitor. Aborting that one's task closes its connection, and it gets no further
-    /// word to the core: the runtime has one thread, so it is not in the middle of one.
+    /// Takes the place of an older connection of the same monitor. Aborting that one's task closes it, and it gets no
+    /// further word to the core: the runtime has one thread, so it is not in the middle of one.
     async fn serve_monitor(
         &self,
         id: u64,
         task: JoinHandle<()>,
         peer: SocketAddr,
+        identity: u64,
         reading: &mut Reading,
         writing: &mut OwnedWriteHalf,
     ) -> Ended {
+        let hello = match self.myself.hello() {
+            Ok(hello) => hello,
+            Err(ended) => return ended,
+        };
         let (lines, waiting) = mpsc::channel(WAITING_LINES);
-        let old = self.state().monitor.replace(Connected { id, lines, task });
+        // Before any report, and only to the monitor that is obeyed. The queue is empty, so there is room.
+        let _ = lines.try_send(hello);
+        let old = {
+            let mut state = self.state();
+            if let Err(not_now) = state.obey(identity, peer.ip(), clock::now(), self.myself.monitor_gone_after) {
+                return Ended::NotNow(not_now);
+            }
+            state.monitor.replace(Connected { id, lines, task })
+        };
         if let Some(old) = old {
             tracing::info!("a newer connection of the monitor replaces the older one");
             old.task.abort();
@@ -224,7 +258,7 @@ impl Shared {
             return Ended::Closed;
         }
         let ended = tokio::select! {
-            ended = hear(reading, &self.inputs) => ended,
+            ended = self.hear(reading) => ended,
             ended = lines::speak(writing, waiting) => ended,
         };
         // Nothing to tell when this connection was replaced or closed from our side.
@@ -236,22 +270,89 @@ impl Shared {
         }
         ended
     }
+
+    /// Orders, one after the other, until the connection ends.
+    async fn hear(&self, reading: &mut Reading) -> Ended {
+        loop {
+            let line = match reading.line().await {
+                Ok(line) => line,
+                Err(ended) => return ended,
+            };
+            if let Some(commander) = &mut self.state().commander {
+                commander.heard = clock::now();
+            }
+            match serde_json::from_str(&line) {
+                Ok(ToAgent::Order(order)) => {
+                    if self.inputs.send(Input::Order(order)).await.is_err() {
+                        return Ended::Closed;
+                    }
+                }
+                Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. }) => {
+                    return Ended::Refused("a second hello on the same connection".to_owned());
+                }
+                Ok(ToAgent::Vouch(_)) => {
+                    return Ended::Refused("the monitor asked for a vouch; only another agent may".to_owned());
+                }
+                Err(e) => return Ended::Refused(format!("a line is no order ({e}): {}", shortened(&line))),
+            }
+        }
+    }
 }
 
 impl State {
+    /// From now on this host obeys that monitor, unless another one is connected or may still count on what it gave.
+    fn obey(&mut self, identity: u64, at: IpAddr, now: Millis, gone_after: Duration) -> Result<(), NotNow> {
+        let since = match self.commander {
+            Some(same) if same.identity == identity => same.since,
+            Some(other) if self.monitor.is_some() || now.since(other.heard) < gone_after => {
+                return Err(other.is_obeyed(now, gone_after));
+            }
+            Some(_) | None => now,
+        };
+        self.commander = Some(Commander { identity, at, since, heard: now });
+        Ok(())
+    }
+
     fn leaves_strangers(&mut self, id: u64) -> Option<JoinHandle<()>> {
         let at = self.strangers.iter().position(|(stranger, _)| *stranger == id)?;
         self.strangers.remove(at).map(|(_, task)| task)
     }
 }
 
+impl Commander {
+    fn is_obeyed(&self, now: Millis, gone_after: Duration) -> NotNow {
+        let Commander { identity, at, since, .. } = self;
+        let words = |for_how_long: &str| {
+            format!(
+                "another monitor (at {at}, identity {identity:016x}) commands this host{for_how_long}; two monitors could \
+                 give one address to two hosts, so stop one of the two; if the other one is gone for good, this passes by \
+                 itself when its connection has ended and its last word is {:.1} s old",
+                gone_after.as_secs_f64()
+            )
+        };
+        NotNow { logged: words(""), told: words(&format!(", for {} s now", now.since(*since).as_secs())) }
+    }
+}
+
+impl Myself {
+    fn hello(&self) -> Result<String, Ended> {
+        Ok(wire::to_line(&FromAgent::Hello {
+            protocol: PROTOCOL,
+            host: self.host.clone(),
+            boot: self.boot,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })?)
+    }
+}
+
 /// Who has said a right hello.
 enum Caller {
-    Monitor,
+    /// Its identity. Whether it is obeyed, and so answered, is decided when it takes its place.
+    Monitor(u64),
     Agent(HostName),
 }
 
-/// The other side's hello, checked and answered.
+/// The other side's hello, checked; another agent's is answered, too.
 async fn hello(
     reading: &mut Reading,
     writing: &mut OwnedWriteHalf,
@@ -260,19 +361,17 @@ async fn hello(
 ) -> Result<Caller, Ended> {
     let line = reading.line().await?;
     let caller = check_hello(&line, myself, peer.ip()).map_err(Ended::Refused)?;
-    let answer = FromAgent::Hello {
-        protocol: PROTOCOL,
-        host: myself.host.clone(),
-        boot: myself.boot,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    lines::write(writing, &wire::to_line(&answer)?).await?;
+    match caller {
+        Caller::Agent(_) => lines::write(writing, &myself.hello()?).await?,
+        Caller::Monitor(_) => {}
+    }
     Ok(caller)
 }
 
 fn check_hello(line: &str, myself: &Myself, came_from: IpAddr) -> Result<Caller, String> {
     // The number first and by itself: a hello of another version may look different in everything else.
-    let number = serde_json::from_str::<serde_json::Value>(line).ok().and_then(|v| v.get("protocol")?.as_u64());
+    let fields = serde_json::from_str::<serde_json::Value>(line).unwrap_or_default();
+    let number = fields.get("protocol").and_then(|number| number.as_u64());
     if let Some(protocol) = number.filter(|p| *p != u64::from(PROTOCOL)) {
         return Err(format!(
             "the other side speaks protocol {protocol}, this agent (version {}) protocol {PROTOCOL}; bring both to the \
@@ -281,7 +380,7 @@ fn check_hello(line: &str, myself: &Myself, came_from: IpAddr) -> Result<Caller,
         ));
     }
     match serde_json::from_str(line) {
-        Ok(ToAgent::Hello { host, .. }) if host == myself.host => Ok(Caller::Monitor),
+        Ok(ToAgent::Hello { host, monitor, .. }) if host == myself.host => Ok(Caller::Monitor(monitor)),
         Ok(ToAgent::Hello { host, .. }) => Err(format!(
             "the monitor wants host '{host}', but this is the agent of '{}'; compare the ip of both hosts in the \
              monitor's configuration, and 'this' in mmm_agent.toml",
@@ -290,6 +389,13 @@ fn check_hello(line: &str, myself: &Myself, came_from: IpAddr) -> Result<Caller,
         Ok(ToAgent::PeerHello { host, from, .. }) => check_agent(&host, from, myself, came_from),
         Ok(ToAgent::Order(_)) => Err("an order came before the hello".to_owned()),
         Ok(ToAgent::Vouch(_)) => Err("a request to vouch came before the hello".to_owned()),
+        Err(_) if fields.get("message").is_some_and(|m| m == "hello") && fields.get("monitor").is_none() => {
+            Err(format!(
+                "the hello does not say which monitor it comes from, so it speaks another protocol than this agent \
+                 (version {}); bring both to the same version",
+                env!("CARGO_PKG_VERSION")
+            ))
+        }
         Err(e) => Err(format!("the first line is no hello ({e}): {}", shortened(line))),
     }
 }
@@ -319,31 +425,7 @@ fn check_agent(host: &HostName, from: HostName, myself: &Myself, came_from: IpAd
     }
 }
 
-/// Orders, one after the other, until the connection ends.
-async fn hear(reading: &mut Reading, inputs: &mpsc::Sender<Input>) -> Ended {
-    loop {
-        let line = match reading.line().await {
-            Ok(line) => line,
-            Err(ended) => return ended,
-        };
-        match serde_json::from_str(&line) {
-            Ok(ToAgent::Order(order)) => {
-                if inputs.send(Input::Order(order)).await.is_err() {
-                    return Ended::Closed;
-                }
-            }
-            Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. }) => {
-                return Ended::Refused("a second hello on the same connection".to_owned());
-            }
-            Ok(ToAgent::Vouch(_)) => {
-                return Ended::Refused("the monitor asked for a vouch; only another agent may".to_owned());
-            }
-            Err(e) => return Ended::Refused(format!("a line is no order ({e}): {}", shortened(&line))),
-        }
-    }
-}
-
-/// Says why, if the other side broke the rules, and closes.
+/// Says why, if the other side broke the rules or is not obeyed, and closes.
 async fn refuse(
     refusals: &Refusals,
     mut reading: Reading,
@@ -351,15 +433,16 @@ async fn refuse(
     peer: SocketAddr,
     ended: Ended,
 ) {
-    let why = match ended {
-        Ended::Refused(why) => why,
+    let (logged, why, passes) = match ended {
+        Ended::Refused(why) => (why.clone(), why, false),
+        Ended::NotNow(NotNow { logged, told }) => (logged, told, true),
         // Port scans and health checks; not worth more.
         Ended::Lost(why) => return tracing::debug!(%peer, "connection over: {why}"),
         Ended::Closed => return,
     };
-    refusals.warn(peer, &format!("refused a connection on the agent's port: {why}"));
+    refusals.warn(peer, &format!("refused a connection on the agent's port: {logged}"));
     let _ = timeout(Duration::from_secs(1), async {
-        lines::write(&mut writing, &wire::to_line(&FromAgent::Refused { why })?).await?;
+        lines::write(&mut writing, &wire::to_line(&FromAgent::Refused { why, passes })?).await?;
         writing.shutdown().await?;
         // Closing with unread bytes would send a reset, and that can overtake the line. Bounded by this second, and
         // by not keeping anything.
@@ -382,12 +465,14 @@ mod tests {
     use tokio::net::TcpSocket;
     use tokio::time::Instant;
 
-    const HELLO: &str = r#"{"message":"hello","protocol":2,"host":"db1"}"#;
+    const HELLO: &str = r#"{"message":"hello","protocol":2,"host":"db1","monitor":11}"#;
     const PEER_HELLO: &str = r#"{"message":"peer_hello","protocol":2,"host":"db1","from":"db2"}"#;
     /// Where db2 and db3 are configured to be, and where nobody is.
     const DB2: &str = "127.0.0.2";
     const DB3: &str = "127.0.0.3";
     const ELSEWHERE: &str = "127.0.0.1";
+    /// Long enough for a busy machine, short enough to be waited for.
+    const GONE_AFTER: Duration = Duration::from_secs(2);
 
     /// An agent's port, and what came in by it.
     struct Port {
@@ -403,7 +488,7 @@ mod tests {
         let hosts = hosts.into_iter().map(|(name, ip)| (name.into(), ip.parse().unwrap())).collect();
         let (to_core, asked) = mpsc::channel(4);
         let refusals = Refusals::default();
-        let myself = Myself { host: "db1".into(), boot: Boot(7), hosts };
+        let myself = Myself { host: "db1".into(), boot: Boot(7), hosts, monitor_gone_after: GONE_AFTER };
         let (link, inputs) = MonitorLink::start(at, myself, refusals.clone(), to_core);
         Port { at, link, inputs, asked, refusals }
     }
@@ -516,7 +601,15 @@ mod tests {
         let first_order = wire::to_line(&ToAgent::Order(order(1))).unwrap();
         let cases = [
             (r#"{"message":"hello","protocol":99,"new":"words"}"#, "protocol 99, this agent"),
-            (r#"{"message":"hello","protocol":2,"host":"db2"}"#, "wants host 'db2', but this is the agent of 'db1'"),
+            (
+                r#"{"message":"hello","protocol":2,"host":"db2","monitor":11}"#,
+                "wants host 'db2', but this is the agent of 'db1'",
+            ),
+            (
+                r#"{"message":"hello","protocol":2,"host":"db1"}"#,
+                "does not say which monitor it comes from, so it speaks",
+            ),
+            (r#"{"message":"hello","protocol":2,"host":"db1","monitor":-1}"#, "the first line is no hello"),
             ("GET / HTTP/1.1", "the first line is no hello"),
             ("\u{0}\u{1}{{{{", "the first line is no hello"),
             (first_order.trim(), "an order came before the hello"),
@@ -526,7 +619,7 @@ mod tests {
             let mut stream = connect(at).await;
             say(&mut stream, line).await;
             match hear_line(&mut stream).await {
-                Some(FromAgent::Refused { why: said }) => assert!(said.contains(why), "{said}"),
+                Some(FromAgent::Refused { why: said, passes: false }) => assert!(said.contains(why), "{said}"),
                 other => panic!("{why}: {other:?}"),
             }
             assert_eq!(hear_line(&mut stream).await, None, "{why}");
@@ -556,13 +649,13 @@ mod tests {
         assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
         let last = silent.last_mut().unwrap();
         match hear_line(last).await {
-            Some(FromAgent::Refused { why }) => assert_eq!(why, "no hello within 2 s"),
+            Some(FromAgent::Refused { why, .. }) => assert_eq!(why, "no hello within 2 s"),
             other => panic!("{other:?}"),
         }
     }
 
     #[tokio::test]
-    async fn a_newer_monitor_replaces_the_older_one() {
+    async fn a_newer_connection_of_the_same_monitor_replaces_the_older_one() {
         let (at, link, mut inputs) = start();
         let mut old = monitor(at, &mut inputs).await;
         let mut new = monitor(at, &mut inputs).await;
@@ -574,6 +667,69 @@ mod tests {
         let end = next(&mut inputs).await;
         assert!(matches!(&end, Input::MonitorDown { why } if why.contains("closed it")), "{end:?}");
         assert!(inputs.try_recv().is_err());
+    }
+
+    async fn is_not_obeyed(at: SocketAddr, identity: u64) {
+        let mut stream = connect(at).await;
+        say(&mut stream, wire::to_line(&hello_of(identity)).unwrap().trim()).await;
+        match hear_line(&mut stream).await {
+            Some(FromAgent::Refused { why, passes: true }) => {
+                for words in
+                    ["another monitor (at 127.0.0.1, identity 000000000000000b) commands this host, for ", "stop"]
+                {
+                    assert!(why.contains(words), "{why}");
+                }
+                assert!(why.contains("passes by itself when") && why.contains("2.0 s old"), "{why}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(hear_line(&mut stream).await, None);
+    }
+
+    fn hello_of(monitor: u64) -> ToAgent {
+        ToAgent::Hello { protocol: PROTOCOL, host: "db1".into(), monitor }
+    }
+
+    #[tokio::test]
+    async fn another_monitor_is_refused_until_nothing_of_the_present_one_is_left() {
+        let mut port = start_at(free());
+        let mut first = monitor(port.at, &mut port.inputs).await;
+        is_not_obeyed(port.at, 12).await;
+        // Silent for longer than a lease, but connected.
+        tokio::time::sleep(GONE_AFTER + Duration::from_millis(100)).await;
+        is_not_obeyed(port.at, 12).await;
+        say(&mut first, wire::to_line(&ToAgent::Order(order(1))).unwrap().trim()).await;
+        assert_eq!(next(&mut port.inputs).await, Input::Order(order(1)), "the refused one has disturbed nothing");
+        let last_word = Instant::now();
+        drop(first);
+        assert!(matches!(next(&mut port.inputs).await, Input::MonitorDown { .. }));
+        is_not_obeyed(port.at, 12).await;
+        assert_eq!(port.refusals.total(), 3);
+
+        let mut tries = 0;
+        let second = loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let mut stream = connect(port.at).await;
+            say(&mut stream, wire::to_line(&hello_of(12)).unwrap().trim()).await;
+            if let Some(FromAgent::Hello { .. }) = hear_line(&mut stream).await {
+                break stream;
+            }
+            assert!(last_word.elapsed() < 3 * GONE_AFTER);
+            tries += 1;
+        };
+        assert!(last_word.elapsed() >= GONE_AFTER - Duration::from_millis(50), "{:?}", last_word.elapsed());
+        assert!(tries > 0);
+        assert_eq!(next(&mut port.inputs).await, Input::MonitorUp);
+
+        // Now the first one is another.
+        let mut stream = connect(port.at).await;
+        say(&mut stream, HELLO).await;
+        let refused = hear_line(&mut stream).await;
+        assert!(
+            matches!(&refused, Some(FromAgent::Refused { why, passes: true }) if why.contains("identity 000000000000000c")),
+            "{refused:?}"
+        );
+        drop(second);
     }
 
     #[tokio::test]
@@ -671,7 +827,9 @@ mod tests {
 
     async fn is_refused(stream: &mut BufReader<TcpStream>, why: &str) {
         match hear_line(stream).await {
-            Some(FromAgent::Refused { why: said }) => assert!(said.contains(why), "'{why}' is not in: {said}"),
+            Some(FromAgent::Refused { why: said, passes: false }) => {
+                assert!(said.contains(why), "'{why}' is not in: {said}")
+            }
             other => panic!("{why}: {other:?}"),
         }
         assert_eq!(hear_line(stream).await, None, "{why}");

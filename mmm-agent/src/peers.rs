@@ -175,7 +175,7 @@ impl Peer {
                 "the agent at {} is that of '{host}'; compare the ip of both hosts in mmm_common.toml",
                 self.at
             ))),
-            Ok(FromAgent::Refused { why }) => Err(Ended::Lost(format!("it refuses this agent: {why}"))),
+            Ok(FromAgent::Refused { why, .. }) => Err(Ended::Lost(format!("it refuses this agent: {why}"))),
             Ok(FromAgent::Report(_) | FromAgent::Vouch(_)) => {
                 Err(Ended::Refused("the first line is no hello".to_owned()))
             }
@@ -223,7 +223,7 @@ impl Peer {
     fn read_answer(&self, line: &str, asked: &mut Asked) -> Result<VouchAnswer, Ended> {
         match serde_json::from_str(line) {
             Ok(FromAgent::Vouch(answer)) => asked.check(&answer).map(|()| answer).map_err(Ended::Refused),
-            Ok(FromAgent::Refused { why }) => Err(Ended::Lost(format!("it refuses this agent: {why}"))),
+            Ok(FromAgent::Refused { why, .. }) => Err(Ended::Lost(format!("it refuses this agent: {why}"))),
             Ok(FromAgent::Hello { .. }) => Err(Ended::Refused("a second hello on the same connection".to_owned())),
             Ok(FromAgent::Report(_)) => Err(Ended::Refused("a report; those are for the monitor".to_owned())),
             Err(e) => Err(Ended::Refused(format!("a line is no answer ({e}): {}", shortened(line)))),
@@ -482,7 +482,7 @@ mod tests {
         say(&mut other, &hello("db2", PROTOCOL + 1)).await;
         f.is_down("speaks protocol 3").await;
         let mut other = f.accept().await;
-        say(&mut other, &line(&FromAgent::Refused { why: "no room".to_owned() })).await;
+        say(&mut other, &line(&FromAgent::Refused { why: "no room".to_owned(), passes: false })).await;
         f.is_down("it refuses this agent: no room").await;
         assert_eq!(f.refusals.total(), 4);
         let _silent = f.accept().await;

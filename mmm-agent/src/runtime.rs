@@ -481,7 +481,8 @@ mod tests {
         let (database, database_out) = mpsc::unbounded_channel();
         let (_, kernel) = mpsc::unbounded_channel();
         let at = "127.0.0.1:9989".parse().unwrap();
-        let myself = Myself { host: "db1".into(), boot: Boot(1), hosts: BTreeMap::new() };
+        let myself =
+            Myself { host: "db1".into(), boot: Boot(1), hosts: BTreeMap::new(), monitor_gone_after: Duration::ZERO };
         let (from_agents, agents) = mpsc::channel(1);
         let (link, monitor) = MonitorLink::start(at, myself, Refusals::default(), from_agents);
         let wires = Wires {

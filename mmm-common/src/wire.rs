@@ -24,6 +24,8 @@ pub enum ToAgent {
         protocol: u32,
         /// Whom the monitor thinks it is talking to; an agent of another name refuses.
         host: HostName,
+        /// Which monitor this is. Two of them could give one address to two hosts, so an agent obeys one at a time.
+        monitor: u64,
     },
     Order(Order),
     /// The first line of another agent; it goes on with `Vouch` only.
@@ -52,6 +54,9 @@ pub enum FromAgent {
     /// The last word before the connection is closed: why.
     Refused {
         why: String,
+        /// Nobody has to put anything right here: it passes, so try again soon.
+        #[serde(default)]
+        passes: bool,
     },
 }
 

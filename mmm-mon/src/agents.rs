@@ -36,6 +36,8 @@ type Orders = watch::Receiver<Option<Arc<Order>>>;
 
 pub(crate) struct Agents {
     feed: Feed,
+    /// Which monitor this is.
+    identity: u64,
     links: BTreeMap<HostName, Running>,
 }
 
@@ -47,8 +49,8 @@ struct Running {
 }
 
 impl Agents {
-    pub(crate) fn new(feed: Feed) -> Self {
-        Agents { feed, links: BTreeMap::new() }
+    pub(crate) fn new(feed: Feed, identity: u64) -> Self {
+        Agents { feed, identity, links: BTreeMap::new() }
     }
 
     /// Starts what is missing, ends what is gone, and builds anew what has changed. Gives the inputs that say so of
@@ -85,7 +87,7 @@ impl Agents {
     fn start(&self, spec: Spec) -> Running {
         let (newest, orders) = watch::channel(None);
         let up = Arc::new(AtomicBool::new(false));
-        let link = Link { spec: spec.clone(), orders, up: up.clone() };
+        let link = Link { spec: spec.clone(), identity: self.identity, orders, up: up.clone() };
         Running { spec, newest, up, _worker: self.feed.worker(|feed| link.keep(feed)) }
     }
 }
@@ -107,6 +109,7 @@ impl Spec {
 
 struct Link {
     spec: Spec,
+    identity: u64,
     orders: Orders,
     up: Arc<AtomicBool>,
 }
@@ -120,6 +123,15 @@ enum End {
     NoMessage(String),
     /// Somebody has to do something first.
     Mismatch(String),
+    /// The agent obeys another monitor. Tried again soon: that one may be the one that this one is to replace.
+    Occupied(String),
+}
+
+impl End {
+    /// The words about another monitor tell how long it has been there, so they differ each time.
+    fn says_the_same(&self, before: &End) -> bool {
+        matches!((self, before), (End::Occupied(_), End::Occupied(_))) || self == before
+    }
 }
 
 impl Link {
@@ -132,7 +144,7 @@ impl Link {
             if was_up {
                 retry = FIRST_RETRY;
             }
-            let news = told.as_ref() != Some(&end);
+            let news = told.as_ref().is_none_or(|before| !end.says_the_same(before));
             if was_up || news {
                 let why = match &end {
                     End::Broken(why) => {
@@ -140,7 +152,7 @@ impl Link {
                         why.clone()
                     }
                     End::NoMessage(why) => why.clone(),
-                    End::Mismatch(why) => {
+                    End::Mismatch(why) | End::Occupied(why) => {
                         if news {
                             warn!(host = %self.spec.host, "agent refused: {why}");
                         }
@@ -157,6 +169,7 @@ impl Link {
                     sleep(retry).await;
                     retry = (retry * 2).min(LAST_RETRY);
                 }
+                End::Occupied(_) => sleep(LAST_RETRY).await,
                 End::Mismatch(_) => sleep(MISMATCH_RETRY).await,
             }
             told = Some(end);
@@ -196,7 +209,7 @@ impl Link {
         lines: &mut Lines<impl AsyncRead + Unpin>,
         write: &mut (impl AsyncWrite + Unpin),
     ) -> Result<(Boot, String), End> {
-        let ours = ToAgent::Hello { protocol: PROTOCOL, host: self.spec.host.clone() };
+        let ours = ToAgent::Hello { protocol: PROTOCOL, host: self.spec.host.clone(), monitor: self.identity };
         let both = async {
             write_line(write, &ours).await?;
             lines.next().await
@@ -226,8 +239,9 @@ impl Link {
                 "the agent at {agent} says it is '{its}', not '{host}': compare 'this' in its mmm_agent.toml with \
                  [host.{host}] ip and agent_port here"
             ))),
-            Ok(FromAgent::Refused { why }) => {
-                Err(End::Mismatch(format!("the agent at {agent} refuses this monitor: {why}")))
+            Ok(FromAgent::Refused { why, passes }) => {
+                let why = format!("the agent at {agent} refuses this monitor: {why}");
+                Err(if passes { End::Occupied(why) } else { End::Mismatch(why) })
             }
             Ok(FromAgent::Report(_) | FromAgent::Vouch(_)) => {
                 Err(End::NoMessage(format!("the agent at {agent} sent something else before its hello")))
@@ -258,7 +272,7 @@ async fn reports(host: &HostName, silence: Duration, lines: &mut Lines<impl Asyn
                 feed.input(Input::Report { host: host.clone(), report }).await;
                 heard = Instant::now();
             }
-            Ok(FromAgent::Refused { why }) => return End::Broken(format!("the agent closed the link: {why}")),
+            Ok(FromAgent::Refused { why, .. }) => return End::Broken(format!("the agent closed the link: {why}")),
             Ok(FromAgent::Hello { .. }) => return End::NoMessage("the agent sent a second hello".to_owned()),
             Ok(FromAgent::Vouch(_)) => return End::NoMessage("the agent vouched; nobody had asked it".to_owned()),
             Err(e) => return End::NoMessage(format!("the agent sent something that is no message: {e}")),

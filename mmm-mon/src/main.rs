@@ -8,6 +8,7 @@ mod checks;
 mod clock;
 mod control;
 mod feed;
+mod identity;
 mod kill;
 mod lines;
 mod runtime;

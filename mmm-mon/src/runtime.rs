@@ -7,7 +7,7 @@ use crate::agents::Agents;
 use crate::checks::Checkers;
 use crate::feed::{Event, Feed, Inbox, Worker, feed};
 use crate::status::Status;
-use crate::{clock, control, kill};
+use crate::{clock, control, identity, kill};
 use anyhow::{Context, anyhow, bail};
 use mmm_common::config::Monitor as Config;
 use mmm_common::config::parse::{self, Mistake};
@@ -84,6 +84,7 @@ struct Runtime {
 impl Runtime {
     async fn start(path: &Path, config: Config) -> anyhow::Result<(Self, Inbox)> {
         let (status, saved) = Status::open::<Snapshot>(&config.status_path)?;
+        let identity = identity::read_or_make(&config.status_path)?;
         let (feed, inbox) = feed();
         let checkers = Checkers::new(feed.clone());
         checkers.prepare(&config)?;
@@ -92,6 +93,7 @@ impl Runtime {
             version = env!("CARGO_PKG_VERSION"),
             config = %path.display(),
             hosts = config.cluster.hosts.len(),
+            identity = %format_args!("{identity:016x}"),
             "mmm_mond starts; mmm_control is answered at {}:{}, {}",
             config.ip,
             config.port,
@@ -103,7 +105,7 @@ impl Runtime {
         let core = Core::new(config.clone(), saved, clock::unix_ms() / 1000, clock::now());
         let mut runtime = Runtime {
             core,
-            agents: Agents::new(feed.clone()),
+            agents: Agents::new(feed.clone(), identity),
             checkers,
             control: serve(listener, &feed),
             feed,

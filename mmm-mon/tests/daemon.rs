@@ -5,7 +5,7 @@
 use mmm_common::wire::PROTOCOL;
 use serde_json::Value;
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
@@ -20,11 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Site {
     dir: tempfile::TempDir,
     port: u16,
+    agent_port: u16,
 }
 
 impl Site {
     fn new() -> Self {
-        let site = Site { dir: tempfile::tempdir().unwrap(), port: free_port() };
+        let site = Site { dir: tempfile::tempdir().unwrap(), port: free_port(), agent_port: free_port() };
         site.write("");
         site
     }
@@ -35,14 +36,14 @@ impl Site {
 
     /// `extra` goes below `[monitor]`.
     fn write(&self, extra: &str) {
-        let (no_agent, no_mysql) = (free_port(), free_port());
+        let (agent_port, no_mysql) = (self.agent_port, free_port());
         let host = |name: &str, ip: &str, peer: &str| {
             format!("[host.{name}]\nip = \"{ip}\"\nmode = \"master\"\npeer = \"{peer}\"\n")
         };
         let text = format!(
             "active_master_role = \"writer\"\n\
              [monitor]\nip = \"127.0.0.1\"\nport = {}\nstatus_path = \"{}\"\nping_ips = [\"127.0.0.1\"]\n{extra}\n\
-             [host.default]\ncluster_interface = \"lo\"\nagent_port = {no_agent}\nmysql_port = {no_mysql}\n\
+             [host.default]\ncluster_interface = \"lo\"\nagent_port = {agent_port}\nmysql_port = {no_mysql}\n\
              agent_user = \"a\"\nagent_password = \"SecretA\"\nreplication_user = \"r\"\n\
              replication_password = \"SecretR\"\nmonitor_user = \"m\"\nmonitor_password = \"SecretM\"\n\
              {}{}\
@@ -175,6 +176,63 @@ fn a_second_copy_with_the_same_status_file_is_refused() {
     assert!(daemon.ask(r#"{"verb":"ping"}"#).is_some());
 }
 
+/// The next hello of a monitor that an agent on db1 hears: whose it is, and the connection.
+fn hello_on(agent: &TcpListener) -> (u64, TcpStream) {
+    let mut accepted = None;
+    wait_until("a monitor connects", || {
+        accepted = agent.accept().ok();
+        accepted.is_some()
+    });
+    let (stream, _) = accepted.unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line).unwrap();
+    let hello: Value = serde_json::from_str(&line).unwrap();
+    (hello["monitor"].as_u64().unwrap(), stream)
+}
+
+#[test]
+fn each_monitor_has_an_identity_of_its_own_and_keeps_it() {
+    let site = Site::new();
+    let agent = TcpListener::bind(("127.0.0.31", site.agent_port)).unwrap();
+    agent.set_nonblocking(true).unwrap();
+    let daemon = site.start();
+    let (identity, mut stream) = hello_on(&agent);
+    writeln!(stream, r#"{{"message":"refused","why":"another monitor commands this host","passes":true}}"#).unwrap();
+    daemon.wait_for_log("refuses this monitor: another monitor commands this host");
+    let show = daemon.ask(r#"{"verb":"show"}"#).unwrap().to_string();
+    assert!(show.contains("agent on host db1 is not reachable"), "{show}");
+    let began = Instant::now();
+    let (again, _stream) = hello_on(&agent);
+    assert_eq!(again, identity);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+
+    // A second one, with a status file of its own.
+    let mut other = Site::new();
+    other.agent_port = site.agent_port;
+    other.write("");
+    assert!(daemon.end().success());
+    let second = other.start();
+    drop(agent);
+    let agent = TcpListener::bind(("127.0.0.31", site.agent_port)).unwrap();
+    agent.set_nonblocking(true).unwrap();
+    assert_ne!(hello_on(&agent).0, identity);
+    assert!(second.end().success());
+
+    drop(agent);
+    let agent = TcpListener::bind(("127.0.0.31", site.agent_port)).unwrap();
+    agent.set_nonblocking(true).unwrap();
+    let daemon = site.start();
+    assert_eq!(hello_on(&agent).0, identity, "over a restart");
+    assert!(daemon.end().success());
+
+    fs::write(site.path("state/status.id"), "?").unwrap();
+    let out = site.command().output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(stderr(&out).contains("status.id does not hold the identity of a monitor"), "{}", stderr(&out));
+}
+
 // lessons.md 27
 #[test]
 fn every_mistake_is_printed_at_once() {
@@ -204,7 +262,7 @@ fn a_bad_new_configuration_is_refused_and_a_good_one_is_taken() {
 
     // Another port, and it is taken: refused as a whole.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let other = Site { dir: site.dir, port: taken.local_addr().unwrap().port() };
+    let other = Site { dir: site.dir, port: taken.local_addr().unwrap().port(), agent_port: free_port() };
     other.write("");
     daemon.signal("HUP");
     daemon.wait_for_log("listening for mmm_control at");

@@ -182,7 +182,7 @@ impl Monitor {
         let stream = stream.expect("the agent listens");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut monitor = Monitor { lines: BufReader::new(stream) };
-        monitor.send(&ToAgent::Hello { protocol: PROTOCOL, host: "db1".into() });
+        monitor.send(&ToAgent::Hello { protocol: PROTOCOL, host: "db1".into(), monitor: 11 });
         let hello = monitor.hear();
         assert!(matches!(&hello, FromAgent::Hello { host, .. } if *host == HostName::from("db1")), "{hello:?}");
         monitor

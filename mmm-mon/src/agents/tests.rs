@@ -26,7 +26,7 @@ async fn scene_with_silence(silence: Duration) -> Scene {
     let spec = Spec { host: "db1".into(), agent: agent.local_addr().unwrap(), silence };
     let (feed, inbox) = feed();
     let (newest, orders) = watch::channel(None);
-    let link = Link { spec, orders, up: Arc::default() };
+    let link = Link { spec, identity: u64::MAX, orders, up: Arc::default() };
     Scene { agent, newest, inbox, _worker: feed.worker(|feed| link.keep(feed)) }
 }
 
@@ -39,7 +39,7 @@ impl Scene {
     /// A connection that has got as far as the agent's hello.
     async fn greet(&mut self) -> Lines<TcpStream> {
         let mut link = self.accept().await;
-        let ours = format!(r#"{{"message":"hello","protocol":{PROTOCOL},"host":"db1"}}"#);
+        let ours = format!(r#"{{"message":"hello","protocol":{PROTOCOL},"host":"db1","monitor":{}}}"#, u64::MAX);
         assert_eq!(link.next().await.unwrap(), ours);
         say(&mut link, &hello(PROTOCOL, "db1")).await;
         let up = self.input().await;
@@ -205,6 +205,27 @@ async fn another_host_is_refused_with_what_to_compare() {
 }
 
 #[tokio::test]
+async fn an_agent_of_another_monitor_is_told_once_and_tried_again_each_second() {
+    let mut s = scene().await;
+    for since in 0..3 {
+        let began = Instant::now();
+        let mut link = s.accept().await;
+        if since > 0 {
+            let waited = began.elapsed();
+            assert!((Duration::from_millis(700)..Duration::from_secs(2)).contains(&waited), "{waited:?}");
+        }
+        let why = format!("another monitor (at 10.0.0.9) commands this host, for {since} s now");
+        say(&mut link, to_line(&FromAgent::Refused { why, passes: true }).unwrap().trim_end()).await;
+        if since == 0 {
+            let why = s.down().await;
+            assert!(why.contains("refuses this monitor: another monitor (at 10.0.0.9) commands this host"), "{why}");
+        }
+    }
+    // Said once, and nothing more before it is let in.
+    s.greet().await;
+}
+
+#[tokio::test]
 async fn what_is_no_agent_is_closed() {
     for (sent, word) in [
         ("SSH-2.0-OpenSSH_9.2", "is no mmm_agentd"),
@@ -282,7 +303,7 @@ async fn a_refused_connection_is_tried_again_without_haste_and_told_once() {
 async fn a_changed_address_makes_a_new_link_and_an_unchanged_one_stays() {
     let agent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (feed, mut inbox) = feed();
-    let mut agents = Agents::new(feed);
+    let mut agents = Agents::new(feed, 1);
     let mut config = crate::checks::tests::config("127.0.0.1");
     let host = config.cluster.hosts.get_mut(&"db1".into()).unwrap();
     host.agent_port = agent.local_addr().unwrap().port();
