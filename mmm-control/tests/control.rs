@@ -187,8 +187,8 @@ fn every_verb_asks_for_what_it_says() {
     check(
         "confirm_dead db1",
         r#"{"verb":"confirm_dead","host":"db1"}"#,
-        &done("Host 'db1' counts as dead. Keep it off the network until its agent has answered here again!"),
-        "OK: Host 'db1' counts as dead. Keep it off the network until its agent has answered here again!\n",
+        &done("Host 'db1' counts as dead. Keep it switched off: after a reboot it takes nothing up by itself."),
+        "OK: Host 'db1' counts as dead. Keep it switched off: after a reboot it takes nothing up by itself.\n",
         0,
     );
 }

@@ -356,3 +356,39 @@ fn who_dies_while_the_monitor_is_stopped_is_failed_over_when_it_goes_on() {
     w.run(6_000);
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
 }
+
+/// A monitor that is cut off from everybody sees everybody die at once. Its own network check may fail too, or not.
+#[test]
+fn a_monitor_that_was_cut_off_from_all_hosts_moves_nothing_when_it_is_back() {
+    for away in [4_000, 10_000, 30_000, 90_000] {
+        for pings in ["answer", "fail and come back early", "fail and come back late"] {
+            let mut w = cluster();
+            let before = readers(&w);
+            w.network = pings == "answer";
+            w.run(1_100);
+            w.unseen = HOSTS.map(Into::into).into();
+            w.run(away);
+            if pings == "fail and come back early" {
+                w.network = true;
+                w.run(1_500);
+            }
+            w.unseen.clear();
+            w.run(3_000);
+            w.network = true;
+            w.run(20_000);
+            let what = format!("{away} ms, pings {pings}");
+            assert_eq!((w.holders(WRITER), readers(&w)), (vec!["db1"], before), "{what}\n{}", told(&w));
+            assert!(w.outage <= 100, "{what}, {} ms\n{}", w.outage, told(&w));
+            for host in HOSTS {
+                shows(
+                    &mut w,
+                    &format!(
+                        "{host}(10.0.0.1{}) {}/ONLINE",
+                        &host[2..],
+                        if host == "db3" { "slave" } else { "master" }
+                    ),
+                );
+            }
+        }
+    }
+}

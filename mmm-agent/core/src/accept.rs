@@ -24,7 +24,7 @@ pub(crate) struct Slot {
     pub(crate) kernel_until: Option<Millis>,
     pub(crate) probe: Probe,
     /// An agent of before had the address, and nothing else is known of that.
-    forgotten: bool,
+    pub(crate) forgotten: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

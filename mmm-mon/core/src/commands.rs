@@ -278,7 +278,9 @@ impl Core {
                 slot.release(crate::handover::next(&mut self.epoch));
             }
         }
-        done(format!("Host '{name}' counts as dead. Keep it off the network until its agent has answered here again!"))
+        done(format!(
+            "Host '{name}' counts as dead. Keep it switched off: after a reboot it takes nothing up by itself."
+        ))
     }
 
     fn checks(&self, now: Millis, host: Option<HostName>, check: Option<CheckKind>) -> Outcome {
@@ -324,9 +326,9 @@ impl Core {
             let left_out: Vec<&str> =
                 hosts.iter().filter(|h| *h != holder && !granters.contains(*h)).map(HostName::as_str).collect();
             if !left_out.is_empty() {
-                let who = left_out.join(", ");
+                let (who, are) = (left_out.join(" and "), if left_out.len() > 1 { "are" } else { "is" });
                 warnings.push(format!(
-                    "Warning: {}: {who} is offline and could not take over from {holder} if that died silently",
+                    "Warning: {}: {who} {are} offline and could not take over from {holder} if that died silently",
                     self.address_name(*ip)
                 ));
             }

@@ -87,8 +87,10 @@ pub struct Core {
     now: Millis,
     /// What `next_deadline` said after the last input.
     due: Option<(Millis, &'static str)>,
-    /// When this process was found to have been stopped for a while.
+    /// When this process was last found to have been stopped for a while, or to be cut off.
     woke: Option<Millis>,
+    /// It is said in the log that no agent answers.
+    told_cut_off: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -135,6 +137,7 @@ impl Core {
             now,
             due: None,
             woke: None,
+            told_cut_off: false,
             config,
         };
         if core.mode == MonitorMode::Passive && core.cause.is_none() {
@@ -156,6 +159,7 @@ impl Core {
             // What was given under a longer lease_ttl is over.
             self.longest_ttl = self.config.cluster.lease_ttl;
         }
+        self.notice_a_return(now, out);
         self.excuse_unreachable(now);
         let config = &self.config;
         self.hosts.values_mut().for_each(|h| h.facts.judge(now, config));
@@ -228,7 +232,8 @@ impl Core {
         }
         all.push((self.started + self.startup_grace(), "the start is over"));
         all.extend(
-            self.woke.map(|at| (at + self.agent_limit(), "everybody has had the time to be heard after a pause")),
+            self.woke
+                .map(|at| (at + self.config.cluster.lease_ttl, "everybody has had the time to be heard after a pause")),
         );
         all.push((
             self.configured_at + self.longest_ttl + Cluster::MARGIN,
@@ -445,7 +450,30 @@ impl Core {
 
     /// "Nothing changes": only leases are renewed.
     fn is_held_back(&self) -> bool {
-        !self.network || self.mode == MonitorMode::Passive
+        !self.network || self.mode == MonitorMode::Passive || self.is_cut_off()
+    }
+
+    /// No agent answers at all. That all of them have died is less likely than that this monitor is cut off; and if they
+    /// have, there is nobody who could be given anything. They vouch for each other meanwhile.
+    fn is_cut_off(&self) -> bool {
+        !self.hosts.keys().any(|name| self.agent_answers(self.now, name))
+    }
+
+    /// Whoever was cut off finds everybody silent, and checks that failed, before all are connected again.
+    fn notice_a_return(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let cut_off = self.is_cut_off();
+        let starting = now.since(self.started) < self.startup_grace();
+        if cut_off && !self.told_cut_off && !starting {
+            self.told_cut_off = true;
+            let text = "No agent answers: this monitor may be cut off, and changes nothing until one does";
+            warn(out, None, text.to_owned());
+        } else if !cut_off && std::mem::take(&mut self.told_cut_off) {
+            info(out, None, "Agents answer again: silence and failed checks count anew".to_owned());
+        }
+        if cut_off || !self.network {
+            self.woke = Some(now);
+            self.hosts.values_mut().for_each(|h| h.facts.excuse(now));
+        }
     }
 
     /// How old a report may be for its agent to be given something new.
@@ -479,7 +507,7 @@ impl Core {
     }
 
     fn is_silent(&self, now: Millis, name: &HostName) -> bool {
-        let awake = self.woke.is_none_or(|at| now.since(at) >= self.agent_limit());
+        let awake = self.woke.is_none_or(|at| now.since(at) >= self.config.cluster.lease_ttl);
         awake && self.hosts.get(name).is_some_and(|h| now.since(h.facts.heard) >= self.config.cluster.lease_ttl)
     }
 
@@ -984,7 +1012,13 @@ impl Core {
 
     /// Nothing new may be decided: a move under way is undone as far as it closed the writer.
     fn suspend_handover(&mut self, now: Millis, out: &mut Vec<Output>) {
-        let why = if self.network { "the mode is PASSIVE" } else { "the monitor's own network check fails" };
+        let why = if !self.network {
+            "the monitor's own network check fails"
+        } else if self.mode == MonitorMode::Passive {
+            "the mode is PASSIVE"
+        } else {
+            "no agent answers"
+        };
         let Some(ip) = self.writer_ip() else { return };
         let excluded = self.excluded(now);
         let Core { config, handover, slots, epoch, .. } = self;
