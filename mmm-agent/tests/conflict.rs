@@ -117,7 +117,8 @@ fn with_proof_it_is_taken_at_once_and_the_other_is_named() {
     let report = renewed_until(&mut monitor, &order, held, |r| !r.conflicts.is_empty());
     assert_eq!(report.conflicts[&role()], mac);
     assert!(is_there(&hosts));
-    agent.logs("it is taken all the same", 1);
+    // Before or after it was put on: the one says "it is taken all the same", the other "it is here by an order".
+    agent.logs(&format!("Somebody else, {mac}, answers for writer"), 1);
 
     go_away(&hosts);
     renewed_until(&mut monitor, &order, held, |r| r.conflicts.is_empty());

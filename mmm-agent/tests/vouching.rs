@@ -7,7 +7,8 @@ mod common;
 
 use common::testnet::{self, TwoHosts, ip};
 use common::{Agent, Files, Monitor, ROLE, hold, is_there, server, until};
-use mmm_common::order::Hold;
+use mmm_common::epoch::Epoch;
+use mmm_common::order::{AddressOrder, Hold};
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
@@ -21,7 +22,7 @@ const LEASE_TTL: Duration = Duration::from_secs(3);
 const MARGIN: Duration = Duration::from_millis(1500);
 const CONNECTED: &str = "Agent of db2 can be asked";
 
-/// db1 holds the role, and only db2 could take it; db2's agent runs. The monitor has said so and then no more.
+/// db1 holds the role, and only db2 could take it; db2's agent runs. The monitor has said so to both and then no more.
 struct Vouching {
     hosts: TwoHosts,
     files: Files,
@@ -38,6 +39,7 @@ impl Vouching {
         server::start(&hosts);
         let db2 = Agent::start_in(&hosts.there, &other_files);
         let db1 = Agent::start(&hosts, &files);
+        tell_that_it_is_not_here(&hosts);
         let mut monitor = Monitor::connect(&hosts);
         monitor.until_holds(&Hold { granters: BTreeSet::from(["db2".into()]), write: true, ..hold(6) });
         Some(Vouching { hosts, files, other_files, db1, db2, _silent: monitor })
@@ -67,6 +69,17 @@ impl Vouching {
         assert!(until(|| !is_there(&self.hosts)), "it stays; db1:\n{}", self.db1.log());
         assert!(start.elapsed() < limit, "after {:?}; db1:\n{}", start.elapsed(), self.db1.log());
     }
+}
+
+/// To db2: an agent vouches only for an address of which it has heard.
+fn tell_that_it_is_not_here(hosts: &TwoHosts) {
+    let mut monitor = Monitor::connect_to(hosts, "db2", "10.77.0.2:9989");
+    let told = (0..50).any(|_| {
+        let report = monitor.report();
+        monitor.order_address(report.anchor, AddressOrder::LetGo { epoch: Epoch(5) });
+        report.addresses[&ROLE.parse().unwrap()].seen == Epoch(5)
+    });
+    assert!(told, "db2 has not heard the order within 50 reports");
 }
 
 /// Looks and misses.

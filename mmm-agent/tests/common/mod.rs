@@ -173,18 +173,23 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
+    /// To the agent of db1.
     pub(crate) fn connect(hosts: &TwoHosts) -> Monitor {
+        Monitor::connect_to(hosts, "db1", "10.77.0.1:9989")
+    }
+
+    pub(crate) fn connect_to(hosts: &TwoHosts, host: &str, agent: &str) -> Monitor {
         let mut stream = None;
         until(|| {
-            stream = hosts.on_there(async || TcpStream::connect("10.77.0.1:9989")).ok();
+            stream = hosts.on_there(async || TcpStream::connect(agent)).ok();
             stream.is_some()
         });
         let stream = stream.expect("the agent listens");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut monitor = Monitor { lines: BufReader::new(stream) };
-        monitor.send(&ToAgent::Hello { protocol: PROTOCOL, host: "db1".into(), monitor: 11 });
-        let hello = monitor.hear();
-        assert!(matches!(&hello, FromAgent::Hello { host, .. } if *host == HostName::from("db1")), "{hello:?}");
+        monitor.send(&ToAgent::Hello { protocol: PROTOCOL, host: host.into(), monitor: 11 });
+        let (hello, its) = (monitor.hear(), HostName::from(host));
+        assert!(matches!(&hello, FromAgent::Hello { host, .. } if *host == its), "{hello:?}");
         monitor
     }
 
@@ -207,11 +212,15 @@ impl Monitor {
 
     /// Orders the role to this host, in answer to a report.
     pub(crate) fn order(&mut self, answers: Anchor, hold: Hold) {
+        self.order_address(answers, AddressOrder::Hold(hold));
+    }
+
+    pub(crate) fn order_address(&mut self, answers: Anchor, role: AddressOrder) {
         self.send(&ToAgent::Order(Order {
             answers,
             lease_ttl_ms: u64::MAX,
             state: HostState::Online,
-            addresses: BTreeMap::from([(ROLE.parse().unwrap(), AddressOrder::Hold(hold))]),
+            addresses: BTreeMap::from([(ROLE.parse().unwrap(), role)]),
             replication: ReplicationOrder::Keep,
             task: None,
         }));
