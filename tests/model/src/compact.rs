@@ -67,6 +67,8 @@ pub(crate) struct Given {
 pub(crate) struct Decided {
     pub epoch: u8,
     pub holder: Option<Id>,
+    /// The decision by which the holder got it; 0 without a holder.
+    pub given: u8,
     pub live: Vec<Given>,
     /// Ticks until the leases that it gave to each host are over.
     pub wait: [i8; MOST],

@@ -6,7 +6,7 @@
 //! passes; it must never refuse what the real programs could do.
 
 use crate::compact::{Agent, Anchor, Decided, Granters, Id, Lease, MOST, Set, has};
-use crate::wake::{self, Question, Word};
+use crate::wake::{self, Question, Told, Word};
 use mmm_common::safeguard::{Safeguard, stands};
 use stateright::{Model, Property};
 
@@ -174,10 +174,12 @@ impl Rules {
         let epoch = n.monitor.epoch;
         let Some((monitor, said)) = wake::asked(&n.monitor, Word::Order { to }, self.quarantine()) else { return };
         n.monitor = monitor;
-        n.net.push(match said {
-            Some((granters, proof)) => Message::Hold { to, epoch, grant: Grant { at: JUST_SENT, granters, proof } },
-            None => Message::LetGo { to, epoch },
-        });
+        n.net.extend(said.map(|said| match said {
+            Told::Hold { granters, proof } => {
+                Message::Hold { to, epoch, grant: Grant { at: JUST_SENT, granters, proof } }
+            }
+            Told::LetGo { epoch } => Message::LetGo { to, epoch },
+        }));
     }
 
     /// What the shell reads from the disk.
@@ -240,7 +242,7 @@ impl Model for Rules {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        let monitor = Decided { epoch: 0, holder: None, live: vec![], wait: [0; MOST] };
+        let monitor = Decided { epoch: 0, holder: None, given: 0, live: vec![], wait: [0; MOST] };
         let mut s = State { agents: Default::default(), monitor, net: vec![] };
         self.tidy(&mut s);
         vec![s]

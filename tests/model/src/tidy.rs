@@ -98,6 +98,9 @@ impl Rules {
         let mut orders: u64 = 0;
         n.agents[..hosts].iter().filter(|a| a.hold.is_some()).for_each(|a| orders |= 1u64 << a.seen);
         n.monitor.live.iter().for_each(|o| orders |= 1 << o.epoch);
+        if n.monitor.holder.is_some() {
+            orders |= 1 << n.monitor.given;
+        }
         for m in &n.net {
             match *m {
                 Message::Hold { epoch, .. } | Message::LetGo { epoch, .. } => orders |= 1 << epoch,
@@ -105,7 +108,7 @@ impl Rules {
             }
         }
         let place = |e: u8| 2 * (orders & ((1 << e) - 1)).count_ones() + (orders >> e & 1) as u32;
-        let mut used: u64 = 1 << place(n.monitor.epoch);
+        let mut used: u64 = 1 << place(n.monitor.epoch) | 1 << place(n.monitor.given);
         n.agents[..hosts].iter().for_each(|a| used |= 1 << place(a.seen));
         n.monitor.live.iter().for_each(|o| used |= 1 << place(o.epoch));
         for m in &n.net {
@@ -117,6 +120,7 @@ impl Rules {
         }
         let rank = |e: &mut u8| *e = (used & ((1 << place(*e)) - 1)).count_ones() as u8;
         rank(&mut n.monitor.epoch);
+        rank(&mut n.monitor.given);
         n.agents[..hosts].iter_mut().for_each(|a| rank(&mut a.seen));
         n.monitor.live.iter_mut().for_each(|o| rank(&mut o.epoch));
         for m in &mut n.net {

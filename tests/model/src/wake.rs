@@ -56,12 +56,13 @@ fn set(names: &BTreeSet<HostName>) -> Set {
     names.iter().fold(0, |set, name| set | 1 << id(name))
 }
 
+/// Never 0, which would be an agent that has never heard anything, and vouches for nobody: ranks begin at 0 again and again.
 fn epoch(rank: u8) -> Epoch {
-    Epoch(u64::from(rank))
+    Epoch(u64::from(rank) + 1)
 }
 
 fn rank(epoch: Epoch) -> u8 {
-    u8::try_from(epoch.0).unwrap_or(u8::MAX)
+    u8::try_from(epoch.0.saturating_sub(1)).unwrap_or(u8::MAX)
 }
 
 // ---- agents ---------------------------------------------------------------------------------------------------
@@ -195,6 +196,8 @@ fn state(d: &Decided) -> SlotState {
         holder: d.holder.map(name),
         write: false,
         live: live.collect(),
+        // Everybody is told of the newest decision.
+        given: epoch(d.given),
     }
 }
 
@@ -220,7 +223,9 @@ fn decided(slot: Decisions) -> Decided {
             wait[id(host) as usize] = left(*until);
         }
     }
-    Decided { epoch: rank(state.epoch), holder: state.holder.as_ref().map(id), live, wait }
+    let holder = state.holder.as_ref().map(id);
+    let given = holder.map_or(0, |_| rank(state.given));
+    Decided { epoch: rank(state.epoch), holder, given, live, wait }
 }
 
 pub(crate) fn first(epoch_: u8, hosts: u8, quarantine: i8) -> Decided {
@@ -272,9 +277,21 @@ pub(crate) enum Word {
     },
 }
 
-/// The slot after that, and for `Order` granters and proof of a hold order (None: let go), both of the newest epoch.
-/// None: nothing proves that the grant is safe.
-type Said = Option<(Decided, Option<(Set, bool)>)>;
+/// What a host is told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Told {
+    /// By the newest epoch.
+    Hold {
+        granters: Set,
+        proof: bool,
+    },
+    LetGo {
+        epoch: u8,
+    },
+}
+
+/// The slot after that, and what was said, if that was asked for. None: nothing proves that the grant is safe.
+type Said = Option<(Decided, Option<Told>)>;
 
 /// From memory, if it was asked before. One process checks with one quarantine.
 pub(crate) fn asked(d: &Decided, word: Word, quarantine: i8) -> Said {
@@ -293,8 +310,10 @@ fn ask(d: &Decided, word: Word, quarantine: i8) -> Said {
         }
         Word::Heard { from, epoch: seen, has } => slot.heard(&name(from), epoch(seen), has, NOW),
         Word::Order { to } => match slot.order_for(&name(to), NOW) {
-            AddressOrder::Hold(hold) => said = Some((set(&hold.granters), hold.proof)),
-            AddressOrder::LetGo { .. } => {}
+            AddressOrder::Hold(hold) => {
+                said = Some(Told::Hold { granters: set(&hold.granters), proof: hold.proof });
+            }
+            AddressOrder::LetGo { epoch } => said = Some(Told::LetGo { epoch: rank(epoch) }),
         },
     }
     Some((decided(slot), said))
