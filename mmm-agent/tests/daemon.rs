@@ -33,7 +33,10 @@ fn finished(command: &mut Command) -> (Option<i32>, String) {
 /// As if an agent that held the role had just ended for an upgrade. Comes with the silent server.
 fn held_before(hosts: &TwoHosts, files: &Files) -> TcpListener {
     let saved = Saved {
-        addresses: BTreeMap::from([(ROLE.parse().unwrap(), SavedAddress { seen: Epoch(5), hold: Some(hold(5)), forgotten: false })]),
+        addresses: BTreeMap::from([(
+            ROLE.parse().unwrap(),
+            SavedAddress { seen: Epoch(5), hold: Some(hold(5)), forgotten: false },
+        )]),
         machine_boot: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned(),
         ..Saved::default()
     };
