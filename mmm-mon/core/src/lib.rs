@@ -735,10 +735,10 @@ impl Core {
                 (there.present && there.seen.0 > 0).then_some(host)
             };
             let mut holders = slot.unknown().filter_map(|name| has(name).map(|host| (name, host)));
-            if let (Some((name, host)), None) = (holders.next(), holders.next()) {
-                if host.status.state == HostState::Online || !host.status.known {
-                    found.insert(*ip, name.clone());
-                }
+            if let (Some((name, host)), None) = (holders.next(), holders.next())
+                && (host.status.state == HostState::Online || !host.status.known)
+            {
+                found.insert(*ip, name.clone());
             }
         }
         self.found = found;
