@@ -3,6 +3,7 @@
 //! Whatever step fails, there is exactly one writer afterwards, or a stated reason why there is none. This file decides
 //! which step comes next; it never gives the address to anybody without the proof that only `slot.rs` can make.
 
+use crate::granters::granters_of;
 use crate::io::RequestId;
 use crate::roles::{Eligible, Wish};
 use crate::slot::{Blocked, Slot};
@@ -701,11 +702,6 @@ impl Turn<'_> {
     fn granters(&self, holder: &HostName) -> BTreeSet<HostName> {
         self.cluster.writer().map(|role| granters_of(&role.hosts, holder, self.excluded)).unwrap_or_default()
     }
-}
-
-/// Who may grant to whom: all other hosts of the role that are not offline (safety.md, "Choosing granters").
-pub(crate) fn granters_of(hosts: &[HostName], holder: &HostName, excluded: &BTreeSet<HostName>) -> BTreeSet<HostName> {
-    hosts.iter().filter(|h| *h != holder && !excluded.contains(*h)).cloned().collect()
 }
 
 /// Whoever takes the address by expiry may have vouched for the one who had it. How long that is good for it tells in its

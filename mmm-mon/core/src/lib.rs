@@ -7,13 +7,17 @@
 //! Start at [`Core::handle`]: the five stages, once each, in order.
 
 mod commands;
+mod compare;
+mod evidence;
 mod facts;
+mod granters;
 mod handover;
 mod invariants;
 pub mod io;
 #[cfg(feature = "model")]
 pub mod model;
 mod orders;
+mod reach;
 mod roles;
 mod slot;
 mod snapshot;
@@ -22,7 +26,8 @@ mod states;
 pub use snapshot::Snapshot;
 
 use facts::{AgentLink, HostFacts};
-use handover::{Event, Handover, HostView, Scene, Turn, granters_of, next};
+use granters::granters_of;
+use handover::{Event, Handover, HostView, Scene, Turn, next};
 use io::{Audit, Input, Level, Output, RequestId};
 use mmm_common::config::{Cluster, Monitor as Config};
 use mmm_common::control::Answer;
@@ -37,13 +42,6 @@ use states::{Compared, HostStatus, RULES, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
-
-/// A host's data are called extra only if the active master still lacks them after this long: both sides' positions
-/// are samples, and the younger one may have travelled faster.
-const COMPARE_FOR: Duration = Duration::from_secs(3);
-
-/// A deadline that is handled so late was not waited for: the process was stopped.
-const LATE: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug)]
 pub struct Core {
@@ -192,22 +190,6 @@ impl Core {
     /// When to send a `Tick`, and what for.
     pub fn next_deadline(&self) -> Option<(Millis, &'static str)> {
         self.due.or_else(|| self.deadline())
-    }
-
-    /// A process that was stopped, or had no processor, finds everybody silent before it has read what they said
-    /// meanwhile. So nobody is called silent, and no check failed, before they have had the time to be heard.
-    fn notice_a_pause(&mut self, now: Millis, out: &mut Vec<Output>) {
-        let Some((due, _)) = self.due.filter(|(due, _)| now.since(*due) >= LATE) else { return };
-        let late = now.since(due).as_millis();
-        warn(
-            out,
-            None,
-            format!(
-                "This monitor was stopped, or had no processor: it is {late} ms late. Silence and failed checks count anew"
-            ),
-        );
-        self.woke = Some(now);
-        self.hosts.values_mut().for_each(|h| h.facts.excuse(now));
     }
 
     fn deadline(&self) -> Option<(Millis, &'static str)> {
@@ -453,104 +435,6 @@ impl Core {
         !self.network || self.mode == MonitorMode::Passive || self.is_cut_off()
     }
 
-    /// No agent answers at all. That all of them have died is less likely than that this monitor is cut off; and if they
-    /// have, there is nobody who could be given anything. They vouch for each other meanwhile.
-    fn is_cut_off(&self) -> bool {
-        !self.hosts.keys().any(|name| self.agent_answers(self.now, name))
-    }
-
-    /// Whoever was cut off finds everybody silent, and checks that failed, before all are connected again.
-    fn notice_a_return(&mut self, now: Millis, out: &mut Vec<Output>) {
-        let cut_off = self.is_cut_off();
-        let starting = now.since(self.started) < self.startup_grace();
-        if cut_off && !self.told_cut_off && !starting {
-            self.told_cut_off = true;
-            let text = "No agent answers: this monitor may be cut off, and changes nothing until one does";
-            warn(out, None, text.to_owned());
-        } else if !cut_off && std::mem::take(&mut self.told_cut_off) {
-            info(out, None, "Agents answer again: silence and failed checks count anew".to_owned());
-        }
-        if cut_off || !self.network {
-            self.woke = Some(now);
-            self.hosts.values_mut().for_each(|h| h.facts.excuse(now));
-        }
-    }
-
-    /// How old a report may be for its agent to be given something new.
-    fn agent_limit(&self) -> Duration {
-        self.config.cluster.heartbeat_interval * 3
-    }
-
-    /// Agents need a moment to be connected after a start of the monitor.
-    fn startup_grace(&self) -> Duration {
-        self.config.cluster.lease_ttl + Cluster::MARGIN
-    }
-
-    fn agent_answers(&self, now: Millis, name: &HostName) -> bool {
-        self.hosts.get(name).is_some_and(|h| h.facts.agent_answers(now, self.agent_limit()))
-    }
-
-    /// The agent has been told to end: its roles go elsewhere while it can still help with that.
-    fn is_leaving(&self, name: &HostName) -> bool {
-        self.hosts.get(name).and_then(|h| h.facts.report.as_ref()).is_some_and(|r| r.leaving)
-    }
-
-    fn agent_stays(&self, now: Millis, name: &HostName) -> bool {
-        self.agent_answers(now, name) && !self.is_leaving(name)
-    }
-
-    /// The agent was heard recently enough for its leases to run on, or may not have had the time to say anything; or
-    /// one of its peers vouches for it.
-    fn agent_may_hold(&self, now: Millis, name: &HostName) -> bool {
-        let starting = now.since(self.started) < self.startup_grace();
-        !self.is_silent(now, name) || starting || self.seen_by(now, name).is_some()
-    }
-
-    fn is_silent(&self, now: Millis, name: &HostName) -> bool {
-        let awake = self.woke.is_none_or(|at| now.since(at) >= self.config.cluster.lease_ttl);
-        awake && self.hosts.get(name).is_some_and(|h| now.since(h.facts.heard) >= self.config.cluster.lease_ttl)
-    }
-
-    /// A peer that has vouched for this host within lease_ttl, as it tells itself, while the monitor cannot reach the
-    /// host (safety.md, "Peers as observers").
-    fn seen_by(&self, now: Millis, name: &HostName) -> Option<&HostName> {
-        if self.agent_answers(now, name) {
-            return None;
-        }
-        self.hosts.iter().find_map(|(peer, host)| {
-            let ago =
-                Duration::from_millis(*host.facts.report.as_ref()?.vouched.get(name)?) + now.since(host.facts.heard);
-            (ago < self.config.cluster.lease_ttl).then_some(peer)
-        })
-    }
-
-    /// Before checks are judged.
-    fn excuse_unreachable(&mut self, now: Millis) {
-        let seen: Vec<HostName> = self.hosts.keys().filter(|h| self.seen_by(now, h).is_some()).cloned().collect();
-        for name in seen {
-            if let Some(host) = self.hosts.get_mut(&name) {
-                host.facts.excuse(now);
-            }
-        }
-    }
-
-    /// How long a host's agent is silent before the others go on without its vouches: clearly longer than a flap.
-    fn absence(&self) -> Duration {
-        (self.config.cluster.lease_ttl + Cluster::MARGIN) * 3
-    }
-
-    /// Who is no granter (safety.md, "Choosing granters").
-    fn excluded(&self, now: Millis) -> BTreeSet<HostName> {
-        let is_excluded =
-            |host: &Host| host.status.state == HostState::AdminOffline || now.since(host.facts.heard) >= self.absence();
-        let seen = |name| self.seen_by(now, name).is_some();
-        self.hosts
-            .iter()
-            .filter(|(name, host)| is_excluded(host) && !seen(name))
-            .map(|(name, _)| name.clone())
-            .collect()
-    }
-
     fn leave_wait_mode(&mut self, now: Millis, out: &mut Vec<Output>) {
         if self.mode != MonitorMode::Wait {
             return;
@@ -640,183 +524,6 @@ impl Core {
         }
         if flaps {
             warn(out, Some(name), format!("Host '{name}' is flapping! It waits for set_online"));
-        }
-    }
-
-    fn compared(&self, name: &HostName) -> Compared {
-        match (&self.active, self.hosts.get(name)) {
-            (Some(active), Some(host)) if active != name => host.compared,
-            (Some(_) | None, _) => Compared::Needless,
-        }
-    }
-
-    /// Compares every host's data with the active master's, until they are known to be a part of them.
-    fn compare(&mut self, now: Millis, out: &mut Vec<Output>) {
-        let Some(active) = self.active.clone() else { return };
-        let Some(at_active) = self.hosts.get(&active).filter(|h| h.facts.link.is_some()) else { return };
-        let heard_active = at_active.facts.heard;
-        let Some(there) = at_active.facts.executed().cloned() else { return };
-        for (name, host) in self.hosts.iter_mut().filter(|(name, h)| **name != active && h.compared != Compared::Subset)
-        {
-            if host.facts.link.is_none() || host.status.state == HostState::HardOffline {
-                continue;
-            }
-            // While it may still be written to (or a statement may still be inside it), more can come.
-            let Some(here) = host.facts.executed_for_good().cloned() else { continue };
-            let (sample, at) = host.sample.get_or_insert_with(|| (here.clone(), now));
-            let verdict = match there.missing(sample) {
-                Some(0) => Compared::Subset,
-                Some(n) if heard_active >= *at + COMPARE_FOR => Compared::Extra(n),
-                Some(_) | None => Compared::Open,
-            };
-            if matches!(verdict, Compared::Extra(_)) {
-                // The next sample may look different: somebody may have undone them.
-                host.sample = Some((here, now));
-            }
-            if verdict == host.compared || verdict == Compared::Open {
-                continue;
-            }
-            host.compared = verdict;
-            match verdict {
-                Compared::Subset => {
-                    info(out, Some(name), format!("{name} has nothing that the active master {active} lacks"))
-                }
-                Compared::Extra(n) => error(
-                    out,
-                    Some(name),
-                    format!(
-                        "{name} has {n} transactions that the active master {active} lacks: it stays out until they are saved and it is re-cloned, or they are undone"
-                    ),
-                ),
-                Compared::Open | Compared::Needless => {}
-            }
-        }
-    }
-
-    /// Two hosts say that the same address is on them. That cannot come from our orders: somebody else's hand. Only at
-    /// the start it is not known who is right (safety.md, "modes and outages"); later the epochs tell.
-    fn find_contested(&mut self, now: Millis, out: &mut Vec<Output>) {
-        let mut on: BTreeMap<IpAddr, BTreeSet<HostName>> = BTreeMap::new();
-        for (name, host) in &self.hosts {
-            // A report of an earlier connection may have been overtaken.
-            if host.facts.link.as_ref().is_none_or(|l| l.anchor.is_none()) {
-                continue;
-            }
-            for (ip, _) in host.facts.report.iter().flat_map(|r| &r.addresses).filter(|(_, a)| a.present) {
-                on.entry(*ip).or_default().insert(name.clone());
-            }
-        }
-        on.retain(|_, hosts| hosts.len() > 1);
-        let starting = now.since(self.started) < self.startup_grace();
-        let before = std::mem::replace(&mut self.seen_on_several, on.clone());
-        for (ip, hosts) in on.iter().filter(|(ip, _)| !before.contains_key(*ip)) {
-            let names: Vec<&str> = hosts.iter().map(HostName::as_str).collect();
-            let text = format!("Address {ip} is on several hosts: {}", names.join(", "));
-            error(out, None, text.clone());
-            if starting {
-                self.contested.insert(*ip);
-                if self.config.careful_startup && self.mode != MonitorMode::Passive {
-                    self.switch_mode(MonitorMode::Passive, Some(text), out);
-                }
-            }
-        }
-        self.contested.retain(|ip| on.contains_key(ip));
-    }
-
-    /// R11: who has an address of which no order is known, because this monitor's state was lost. One that is ONLINE, or
-    /// may become so by that, is given it again once the others have answered; anybody else has to let it go.
-    fn find_holders(&mut self) {
-        let mut found = BTreeMap::new();
-        for (ip, slot) in &self.slots {
-            let has = |name: &HostName| {
-                let host =
-                    self.hosts.get(name).filter(|h| h.facts.link.as_ref().is_some_and(|l| l.anchor.is_some()))?;
-                let there = host.facts.report.as_ref()?.addresses.get(ip)?;
-                (there.present && there.seen.0 > 0).then_some(host)
-            };
-            let mut holders = slot.unknown().filter_map(|name| has(name).map(|host| (name, host)));
-            if let (Some((name, host)), None) = (holders.next(), holders.next())
-                && (host.status.state == HostState::Online || !host.status.known)
-            {
-                found.insert(*ip, name.clone());
-            }
-        }
-        self.found = found;
-    }
-
-    /// Whether nothing may be said of the address yet: a let-go at a new epoch ends the vouches on which somebody may be
-    /// holding it, so it is said only when it can be answered by all (R11).
-    fn is_unspoken(&self, ip: IpAddr, slot: &Slot) -> bool {
-        let answered = |host: &HostName| {
-            self.hosts.get(host).is_none_or(|h| h.facts.link.as_ref().is_some_and(|l| l.anchor.is_some()))
-        };
-        // Its checks may take a moment longer than its agent.
-        let ready = self
-            .found
-            .get(&ip)
-            .is_none_or(|found| self.hosts.get(found).is_some_and(|h| h.status.state == HostState::Online));
-        let mut unknown = slot.unknown().peekable();
-        unknown.peek().is_some()
-            && slot.state.holder.is_none()
-            && (self.is_held_back() || !ready || !unknown.all(answered))
-    }
-
-    /// Who could take each address over, and is asked to vouch for its holder: changed while the holder can hear of it.
-    fn choose_granters(&mut self, now: Millis, out: &mut Vec<Output>) {
-        let excluded = self.excluded(now);
-        let mut changes = Vec::new();
-        for (ip, slot) in &self.slots {
-            let (Some(holder), Some(before)) = (&slot.state.holder, slot.settled_granters()) else { continue };
-            let Some(role) = self.config.cluster.roles.get(&slot.state.role) else { continue };
-            if self.writer_ip() == Some(*ip) && !self.handover.is_settled() {
-                continue;
-            }
-            let mut wanted = granters_of(&role.hosts, holder, &excluded);
-            // Who joins must be there to vouch: a restarted monitor does not know at once who is away.
-            wanted.retain(|host| before.contains(host) || self.agent_answers(now, host));
-            if wanted != *before && self.agent_answers(now, holder) {
-                changes.push((*ip, holder.clone(), before.clone(), wanted));
-            }
-        }
-        for (ip, holder, before, wanted) in changes {
-            let epoch = next(&mut self.epoch);
-            let Some(slot) = self.slots.get_mut(&ip) else { continue };
-            slot.regrant(epoch, wanted.clone());
-            let names = |set: &BTreeSet<HostName>| set.iter().map(HostName::as_str).collect::<Vec<_>>().join(", ");
-            let (gone, come) = (names(&(&before - &wanted)), names(&(&wanted - &before)));
-            let name = self.address_name(ip);
-            if !gone.is_empty() {
-                let text = format!(
-                    "{gone} is offline: {holder} keeps {name} without its vouch, and {gone} could not take it over if {holder} died silently"
-                );
-                decided(out, Some(&holder), epoch, text);
-            }
-            if !come.is_empty() {
-                decided(
-                    out,
-                    Some(&holder),
-                    epoch,
-                    format!("{come} is back: it vouches for {name} on {holder}, and can take it over"),
-                );
-            }
-        }
-    }
-
-    /// Why a host that the monitor cannot reach is left alone.
-    fn remark_observers(&mut self, now: Millis, out: &mut Vec<Output>) {
-        let names: Vec<HostName> = self.hosts.keys().cloned().collect();
-        for name in names {
-            // A host that has just died was seen a moment ago too: that is not worth a line.
-            let limit = self.config.cluster.lease_ttl + self.config.cluster.heartbeat_interval;
-            let away = self.hosts.get(&name).is_some_and(|h| {
-                let down = h.status.state == HostState::HardOffline || h.facts.link.is_some();
-                !down && now.since(h.facts.heard) >= limit
-            });
-            let peer = self.seen_by(now, &name).filter(|_| away).cloned();
-            let text = peer.map(|peer| {
-                format!("Host {name} cannot be reached from the monitor, but is seen by {peer}, which vouches for it: its roles stay")
-            });
-            self.remark(format!("host {name}"), text, out);
         }
     }
 
