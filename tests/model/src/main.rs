@@ -9,6 +9,7 @@ mod report;
 mod rules;
 mod tidy;
 mod wake;
+mod whole;
 
 use anyhow::{Context, Result, bail, ensure};
 use bounds::{Missed, Run};
@@ -43,6 +44,8 @@ enum What {
     },
     /// Take one safeguard away: two holders must be found.
     Without { safeguard: String },
+    /// The whole cores, with a few faults at any moments (layer B).
+    Whole(whole::Bounds),
     /// The standard runs, and every safeguard taken away in turn, each in a process of its own.
     All,
     /// The names of the runs and of the safeguards.
@@ -51,6 +54,10 @@ enum What {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if let What::Whole(bounds) = &arguments.what {
+        let rules = bounds.without.iter().map(|name| find(name)).collect::<Result<Vec<Safeguard>>>()?;
+        return whole::run(bounds, &rules, arguments.seconds);
+    }
     // One rule is not needed (safety.md, R6). Without it a longer lease allows all that a shorter one does, so that far
     // fewer states are enough; and what is safe without it is safe with it.
     remove(Safeguard::VouchNotWaiting);
@@ -62,7 +69,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         What::Without { safeguard } => without(find(safeguard)?, &arguments),
-        What::All => all(&arguments),
+        What::Whole(_) | What::All => all(&arguments),
         What::List => {
             bounds::standard().iter().for_each(|run| println!("check {}", run.name));
             bounds::large().iter().for_each(|run| println!("check {} (large)", run.name));
@@ -172,7 +179,9 @@ fn all(arguments: &Arguments) -> Result<()> {
     let mut failed = Vec::new();
     let checks = bounds::standard().into_iter().map(|run| vec!["check".to_owned(), run.name.to_owned()]);
     let removals = Safeguard::ALL.into_iter().map(|rule| vec!["without".to_owned(), format!("{rule:?}")]);
-    for what in checks.chain(removals) {
+    let whole = whole::STANDARD.into_iter().chain(whole::MISSED);
+    let whole = whole.map(|line| line.split(' ').map(str::to_owned).collect());
+    for what in checks.chain(removals).chain(whole) {
         let ended = Command::new(&program)
             .args(&what)
             .args(["--seconds", &arguments.seconds.to_string(), "--threads", &arguments.threads.to_string()])
