@@ -650,3 +650,33 @@ enum Due {
     Agent(usize),
     Monitor,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::whole::render::key;
+
+    #[test]
+    fn a_second_open_server_and_a_second_holder_are_found() {
+        let mut w = World::healthy(2);
+        w.look();
+        assert!(!w.two_open && !w.two_holders);
+        w.hosts[1].server.read_only = false;
+        w.look();
+        assert!(w.two_open && !w.two_holders);
+        let gone = w.now + 1;
+        w.hosts[1].kernel.insert(WRITER, gone);
+        w.look();
+        assert!(w.two_holders);
+    }
+
+    #[test]
+    fn a_healthy_cluster_comes_back_to_the_same_state_and_a_cut_is_another_one() {
+        let mut w = World::healthy(2);
+        let before = key(&w);
+        w.pass(None);
+        assert_eq!(key(&w), before, "only time has passed");
+        w.cuts.insert((0, 1));
+        assert_ne!(key(&w), before);
+    }
+}
