@@ -2,7 +2,7 @@
 //! network with delays and cuts, a clock for each machine. Time is simulated, so a minute of the cluster takes
 //! milliseconds.
 //!
-//! After every event the rules in [`crate::invariants`] are looked at; a broken one panics with its name and the story.
+//! After every event the rules in src/invariants/ are looked at; a broken one panics with its name and the story.
 //! It never uses real time or threads, and no chance but that of its own seed.
 
 mod agent;

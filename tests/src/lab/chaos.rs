@@ -1,5 +1,5 @@
 //! The chaos campaign: a lab in which faults drawn from a seed happen to real servers and the real daemons, while
-//! clients write numbered rows and watchers look at kernels, servers and the wire. What it proves is in [`verdict`].
+//! clients write numbered rows and watchers look at kernels, servers and the wire. What it proves is in chaos/verdict.rs.
 //!
 //! It ends: every fault is healed after its time, every wait has a limit, and an operator (a thread of its own) sets
 //! waiting hosts online, starts what died, and makes a host anew that has rows which the others lack. It never touches
