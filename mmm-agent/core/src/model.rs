@@ -1,4 +1,4 @@
-//! One role address of an agent as the model checker (tests/model) moves it: the real [`Slot`], taken apart into plain
+//! One role address of an agent as the model checker (tests/model) moves it: the real `Slot`, taken apart into plain
 //! values between two steps.
 //!
 //! No rule is here: every method is one of the slot's own.

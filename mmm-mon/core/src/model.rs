@@ -1,4 +1,4 @@
-//! The decisions for one address as the model checker (tests/model) moves them: the real [`Slot`], taken apart into
+//! The decisions for one address as the model checker (tests/model) moves them: the real `Slot`, taken apart into
 //! plain values between two steps.
 //!
 //! No rule is here: every method is one of the slot's own.
