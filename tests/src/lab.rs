@@ -274,7 +274,10 @@ impl Lab {
     /// Waits until a host that was away is ONLINE again, with a `set_online` when it waits for one.
     pub fn wait_back_online(&self, host: &str, limit: Duration) -> Result<()> {
         let mut asked: Option<(Instant, String)> = None;
+        let silent = format!("agent on host {host} is not reachable");
         self.wait_for(&format!("{host} to be ONLINE again"), limit, || match self.state_of(host)?.as_str() {
+            // Of a host that has just come back the state may be the one from before it went.
+            "ONLINE" if self.control(&["show"])?.text.contains(&silent) => bail!("{silent}"),
             "ONLINE" => Ok(()),
             "AWAITING_RECOVERY" => {
                 // Twice a second at most: every refusal is a line in the monitor's log.
