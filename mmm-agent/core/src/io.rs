@@ -111,8 +111,8 @@ pub enum Output {
 /// input. Server steps are queued to one worker that does them one after the other under deadlines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Add the address, or refresh it when it is there, with a kernel lifetime of so many whole seconds. If that comes
-    /// to be done only after `until` (this process was stopped in between), it is removed again and has failed.
+    /// Add the address, or refresh it when it is there, with a kernel lifetime of so many whole seconds. It fails, and
+    /// leaves nothing behind that outlasts `until`, when this process was stopped between the decision and the kernel.
     Address {
         ip: IpAddr,
         lifetime_s: u32,

@@ -62,7 +62,8 @@ impl Core {
     }
 
     /// Whether nothing may be said of the address yet: a let-go at a new epoch ends the vouches on which somebody may be
-    /// holding it, so it is said only when it can be answered by all (R11).
+    /// holding it, so it is said only when it can be answered by all (R11), when something may be decided at all, and when
+    /// whoever was found with it can be given it again.
     pub(crate) fn is_unspoken(&self, ip: IpAddr, slot: &Slot) -> bool {
         let answered = |host: &HostName| {
             self.hosts.get(host).is_none_or(|h| h.facts.link.as_ref().is_some_and(|l| l.anchor.is_some()))

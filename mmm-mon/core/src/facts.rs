@@ -117,8 +117,8 @@ impl HostFacts {
         self.report = Some(report);
     }
 
-    /// A peer sees the host at work while the monitor cannot reach it: what fails is the monitor's way there, and its
-    /// failed checks say nothing (lessons.md 18). They count again for trap_period after the last such moment.
+    /// Failed checks say nothing now: a peer sees the host at work while the monitor cannot reach it (lessons.md 18), or the
+    /// monitor itself was stopped or is cut off. They count again from here: the host fails only after another trap_period.
     pub(crate) fn excuse(&mut self, now: Millis) {
         for kind in [CheckKind::Ping, CheckKind::Mysql] {
             if let Some(fact) = self.checks.get_mut(&kind).filter(|fact| fact.verdict == Verdict::Good) {
