@@ -84,6 +84,15 @@ fn who_was_seen_by_a_peer_only_and_then_dies_is_failed_over() {
     assert_eq!(w.lost_on("db2"), 0, "{}", told(&w));
 }
 
+/// What a peer saw of it before its death excuses nothing afterwards.
+#[test]
+fn a_host_that_dies_is_hard_offline_as_soon_as_its_checks_have_failed_for_long_enough() {
+    let mut w = cluster();
+    w.crash_host("db1");
+    w.run(4_500);
+    shows(&mut w, "db1(10.0.0.11) master/HARD_OFFLINE");
+}
+
 #[test]
 fn an_operator_may_move_the_writer_away_from_a_host_that_only_peers_see() {
     let mut w = cluster();

@@ -88,15 +88,18 @@ impl Core {
     }
 
     /// A peer that has vouched for this host within lease_ttl, as it tells itself, while the monitor cannot reach the
-    /// host (safety.md, "Peers as observers").
+    /// host (safety.md, "Peers as observers"). A host that has just died was vouched for up to its last moment too: so
+    /// only a vouch that is clearly younger than the monitor's own last word from the host tells more than that word.
     pub(crate) fn seen_by(&self, now: Millis, name: &HostName) -> Option<&HostName> {
+        let last_word = self.hosts.get(name).map(|h| now.since(h.facts.heard))?;
         if self.agent_answers(now, name) {
             return None;
         }
+        let Cluster { lease_ttl, heartbeat_interval, .. } = &self.config.cluster;
         self.hosts.iter().find_map(|(peer, host)| {
             let ago =
                 Duration::from_millis(*host.facts.report.as_ref()?.vouched.get(name)?) + now.since(host.facts.heard);
-            (ago < self.config.cluster.lease_ttl).then_some(peer)
+            (ago < *lease_ttl && ago + *heartbeat_interval <= last_word).then_some(peer)
         })
     }
 
