@@ -285,7 +285,13 @@ impl<C: Decide, D: Save> Runtime<C, D> {
             }
             Step::Announce { ip } => self.announcer.announce(ip).await,
             Step::Remove { ip, turn_away } => self.remove(ip, turn_away).await,
-            Step::ReadOnly | Step::Writable { .. } | Step::Follow { .. } | Step::Detach | Step::Task(_) => {
+            Step::ReadOnly
+            | Step::Writable { .. }
+            | Step::Follow { .. }
+            | Step::Detach
+            | Step::SemiSync { .. }
+            | Step::Task(_)
+            | Step::Job(_) => {
                 (self.server)(step);
                 return None;
             }

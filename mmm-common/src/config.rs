@@ -34,6 +34,12 @@ pub struct Cluster {
     pub on_drain_timeout: OnDrainTimeout,
     pub hang_timeout: Duration,
     pub restart_grace: Duration,
+    /// An automatic failover without semi-synchronous replication in effect waits for the operator.
+    pub require_semisync: bool,
+    /// Slaves acknowledge too.
+    pub semisync_slaves: bool,
+    /// A host whose extra transactions were never acknowledged is copied anew without asking.
+    pub auto_reclone: bool,
     pub hosts: BTreeMap<HostName, Host>,
     pub roles: BTreeMap<RoleName, Role>,
 }
@@ -46,6 +52,32 @@ impl Cluster {
     /// The longest `lease_ttl` that the margin is good for: two clocks may each be 1 % wrong, and the kernel takes 1.0 s of
     /// the 1.5.
     pub const LONGEST_TTL: Duration = Duration::from_secs(20);
+
+    /// With the default of every option (interfaces.md), beyond loopback in plain text; for tests and tools.
+    pub fn of(hosts: BTreeMap<HostName, Host>, roles: BTreeMap<RoleName, Role>) -> Self {
+        Cluster {
+            active_master_role: "writer".into(),
+            lease_ttl: Duration::from_secs(3),
+            heartbeat_interval: Duration::from_millis(500),
+            insecure_plaintext: true,
+            move_grace: Duration::from_secs(1),
+            move_timeout: Duration::from_secs(2),
+            drain_timeout: Duration::from_secs(30),
+            on_drain_timeout: OnDrainTimeout::Hold,
+            hang_timeout: Duration::from_secs(3),
+            restart_grace: Duration::ZERO,
+            require_semisync: false,
+            semisync_slaves: false,
+            auto_reclone: false,
+            hosts,
+            roles,
+        }
+    }
+
+    /// How long after a host has lost touch with everybody it may still answer for an address.
+    pub fn fenced_within(&self) -> Duration {
+        self.lease_ttl + Cluster::MARGIN
+    }
 
     /// The role that carries the writer: exactly one exclusive role.
     pub fn writer(&self) -> Option<&Role> {
@@ -84,6 +116,26 @@ pub struct Host {
     /// Empty in an agent's configuration.
     pub monitor_user: String,
     pub monitor_password: Secret,
+}
+
+impl Host {
+    /// With the default of every option and no logins; for tests and tools.
+    pub fn of(ip: IpAddr, mode: HostMode, peer: Option<HostName>) -> Self {
+        Host {
+            ip,
+            mode,
+            peer,
+            cluster_interface: "eth0".into(),
+            agent_port: 9989,
+            mysql_port: 3306,
+            agent_user: String::new(),
+            agent_password: Secret::default(),
+            replication_user: String::new(),
+            replication_password: Secret::default(),
+            monitor_user: String::new(),
+            monitor_password: Secret::default(),
+        }
+    }
 }
 
 /// A password. Never shown: its Debug is `***`, and it has no Display.
@@ -125,6 +177,35 @@ pub struct Monitor {
     pub checks: BTreeMap<CheckKind, Check>,
 }
 
+impl Monitor {
+    /// With the default of every option and no `ping_ips`; for tests and tools.
+    pub fn of(cluster: Cluster) -> Self {
+        let check = Check {
+            check_period: Duration::from_secs(1),
+            trap_period: Duration::from_secs(3),
+            timeout: Duration::from_secs(1),
+            restart_after: 10_000,
+            max_backlog: Duration::from_secs(60),
+        };
+        Monitor {
+            cluster,
+            ip: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+            port: 9988,
+            status_path: "/var/lib/mysql-mmm/mmm_mond.status".into(),
+            ping_ips: vec![],
+            ping_interval: Duration::from_secs(1),
+            mode: MonitorMode::Active,
+            wait_for_other_master: Duration::from_secs(120),
+            careful_startup: true,
+            auto_set_online: Duration::ZERO,
+            flap_duration: Duration::from_secs(3600),
+            flap_count: 3,
+            kill_host_bin: None,
+            checks: CheckKind::ALL.iter().map(|kind| (*kind, check.clone())).collect(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     pub check_period: Duration,
@@ -145,4 +226,31 @@ pub struct Agent {
     pub mysql_socket: Option<PathBuf>,
     /// Held open and fed while this host may be writing; None: no such guard.
     pub watchdog_device: Option<PathBuf>,
+    /// What the helper program (mmm_helperd) does to the server as root.
+    pub server: ServerControl,
+}
+
+/// How the local server is started, stopped and found; read by the helper program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerControl {
+    /// Run by /bin/sh; None: `systemctl start` of the server's unit.
+    pub start_command: Option<String>,
+    pub stop_command: Option<String>,
+    pub pid_file: Option<PathBuf>,
+    /// Needed to copy another host.
+    pub datadir: Option<PathBuf>,
+}
+
+impl Agent {
+    /// With the default of every option; for tests and tools.
+    pub fn of(cluster: Cluster, this: HostName) -> Self {
+        Agent {
+            cluster,
+            this,
+            state_path: "/var/lib/mysql-mmm/mmm_agentd.state".into(),
+            mysql_socket: None,
+            watchdog_device: None,
+            server: ServerControl::default(),
+        }
+    }
 }

@@ -22,8 +22,11 @@ pub struct Order {
     /// Addresses the monitor has a word to say about. One that is not named is neither renewed nor taken away.
     pub addresses: BTreeMap<IpAddr, AddressOrder>,
     pub replication: ReplicationOrder,
-    /// One piece of work with an end, done once per id.
+    /// One piece of work in the path of a move, with an end; done once per id.
     pub task: Option<Task>,
+    /// Long work on this host's data, outside of any move; done once per id.
+    #[serde(default)]
+    pub job: Option<Job>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,4 +96,31 @@ pub enum Work {
     /// Stop fetching, apply everything that has been received, and tell the position (unplanned failover, step 3).
     /// A stopped SQL thread is started first; one that cannot go on is a failure, not "in sync".
     Drain { timeout_ms: u64 },
+    /// After a drain: fetch from another replica what only that one has, until everything in `position` has been applied
+    /// here, then stop fetching and tell the position (unplanned failover, step 2).
+    Fetch { from: HostName, position: Gtids, timeout_ms: u64 },
+}
+
+/// Long work on the data of a host that serves nothing. The agent begins it once per `id` and goes on reporting how it
+/// goes until the order drops it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// The epoch of the decision that this belongs to.
+    pub id: Epoch,
+    pub work: JobWork,
+}
+
+/// What is done to transactions that a host has and the active master lacks (data-safety.md, "When the old master comes
+/// back"). `lacking`: what the active master has executed; everything else here is extra.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "job", rename_all = "snake_case")]
+pub enum JobWork {
+    /// Count them, list them, and save them as SQL on this host. Changes nothing.
+    Save { lacking: Gtids },
+    /// Saved before: undo their row changes and take them out of the server's GTID state, where every one of them can
+    /// be undone; else fail, having changed nothing.
+    Undo { lacking: Gtids },
+    /// Saved before: throw this host's data away and copy those of `from`. Ends with the server running, read-only, its
+    /// GTID state that of the copy, and nothing to replicate from.
+    Reclone { from: HostName },
 }

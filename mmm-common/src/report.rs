@@ -6,6 +6,7 @@ use crate::ids::HostName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -14,6 +15,8 @@ pub struct Report {
     pub addresses: BTreeMap<IpAddr, AddressReport>,
     pub server: ServerReport,
     pub task: Option<TaskReport>,
+    #[serde(default)]
+    pub job: Option<JobReport>,
     /// What the agent tried and could not do, in words, newest state of each thing only.
     pub troubles: Vec<String>,
     /// Whom this agent has vouched for within the last `lease_ttl`, and how many milliseconds ago the last time was: the
@@ -56,6 +59,9 @@ pub struct ServerReport {
     /// Everything executed here: MySQL's gtid_executed; MariaDB's gtid_binlog_state with gtid_slave_pos.
     pub executed: Option<Gtids>,
     pub replication: Option<ReplicationReport>,
+    /// None: the server has none (MySQL: the plugins are not installed), or it is not known.
+    #[serde(default)]
+    pub semisync: Option<SemiSync>,
 }
 
 impl ServerReport {
@@ -66,6 +72,7 @@ impl ServerReport {
             writing: Writing::Unknown,
             executed: None,
             replication: None,
+            semisync: None,
         }
     }
 }
@@ -113,6 +120,50 @@ pub struct ReplicationReport {
     pub error: String,
 }
 
+/// Semi-synchronous replication, both sides of one server (data-safety.md).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SemiSync {
+    /// The source side is switched on.
+    pub source: bool,
+    /// Commits wait for an acknowledgement now: switched on, and not fallen back.
+    pub waits: bool,
+    /// The wait comes before others see the commit (AFTER_SYNC).
+    pub after_sync: bool,
+    /// How long a commit waits before it is acknowledged without a replica, in milliseconds.
+    pub timeout_ms: u64,
+    /// How many replicas that acknowledge are attached.
+    pub replicas: u64,
+    /// How many of them have to acknowledge a commit.
+    pub wait_count: u64,
+    /// The replica side is switched on.
+    pub replica: bool,
+    /// The I/O thread runs and acknowledges.
+    pub acknowledges: bool,
+}
+
+impl SemiSync {
+    /// Whether an acknowledged commit is on a replica, also when this host is isolated: it must not fall back before it
+    /// is fenced, for which `fenced_within` is allowed. The error says why not.
+    pub fn in_effect(&self, fenced_within: Duration) -> Result<(), String> {
+        let timeout = Duration::from_millis(self.timeout_ms);
+        if !self.source {
+            Err("its source side is off".to_owned())
+        } else if !self.waits {
+            Err("commits do not wait: no replica acknowledges".to_owned())
+        } else if !self.after_sync {
+            Err("the wait point is not AFTER_SYNC".to_owned())
+        } else if timeout <= fenced_within {
+            Err(format!(
+                "its timeout of {} ms is not longer than {} ms",
+                timeout.as_millis(),
+                fenced_within.as_millis()
+            ))
+        } else {
+            Ok(())
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskReport {
     pub id: Epoch,
@@ -130,4 +181,41 @@ pub enum TaskOutcome {
     Failed {
         why: String,
     },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobReport {
+    pub id: Epoch,
+    pub state: JobState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum JobState {
+    Running {
+        /// What is being done, in words, with how far it is: `copying from db1: 120 of 300 MiB`.
+        step: String,
+    },
+    /// `extras`: after Save.
+    Done {
+        extras: Option<Extras>,
+    },
+    Failed {
+        why: String,
+    },
+}
+
+/// Transactions that a host has and the active master lacks, as saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extras {
+    pub gtids: Gtids,
+    pub transactions: u64,
+    /// One line each, oldest first, at most [`Extras::LISTED`]: `0-1-17  2026-11-21 16:55:01  app.t: 1 inserted`.
+    pub list: Vec<String>,
+    /// Where the SQL is, on that host.
+    pub saved: String,
+}
+
+impl Extras {
+    pub const LISTED: usize = 100;
 }

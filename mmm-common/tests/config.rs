@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use mmm_common::config::parse::{self, Mistake};
-use mmm_common::config::{Agent, Monitor, OnDrainTimeout};
+use mmm_common::config::{Agent, Cluster, Monitor, OnDrainTimeout, ServerControl};
 use mmm_common::ids::{HostName, RoleName};
 use mmm_common::state::{CheckKind, HostMode, MonitorMode, RoleMode};
 use proptest::prelude::*;
@@ -179,6 +179,10 @@ fn the_monitors_configuration_with_its_defaults() {
     assert_eq!(cluster.on_drain_timeout, OnDrainTimeout::Hold);
     assert_eq!(cluster.hang_timeout, Duration::from_secs(3));
     assert_eq!(cluster.restart_grace, Duration::ZERO);
+    // What tests and tools start from is what the options' defaults make.
+    let of = Cluster::of(cluster.hosts.clone(), cluster.roles.clone());
+    assert_eq!(Cluster { insecure_plaintext: true, ..cluster.clone() }, of);
+    assert_eq!(Monitor { ping_ips: vec![], cluster: of.clone(), ..monitor.clone() }, Monitor::of(of));
     let db1 = &cluster.hosts[&HostName::from("db1")];
     assert_eq!(db1.ip.to_string(), "127.0.0.31");
     assert_eq!(db1.mode, HostMode::Master);
@@ -205,6 +209,7 @@ fn an_agents_configuration_with_its_defaults() {
     assert_eq!(agent.state_path, Path::new("/var/lib/mysql-mmm/mmm_agentd.state"));
     assert_eq!(agent.mysql_socket, None);
     assert_eq!(agent.watchdog_device, None);
+    assert_eq!(agent, Agent::of(agent.cluster.clone(), agent.this.clone()));
     for (name, host) in &agent.cluster.hosts {
         // No agent needs another host's login.
         let password = if *name == agent.this { "SeCrEt-agent" } else { "" };
@@ -227,7 +232,9 @@ fn every_option_is_taken_over() {
         hang_timeout = "4s"
         restart_grace = 5
         on_hang = "fence"
-        require_semisync = false
+        require_semisync = true
+        semisync_slaves = true
+        auto_reclone = true
         "#;
     let common =
         extra.to_owned() + &with(COMMON, "hosts = [\"db1\", \"db2\"]", "prefer = \"db1\"\nhosts = [\"db1\", \"db2\"]");
@@ -259,13 +266,21 @@ fn every_option_is_taken_over() {
         "#;
     let mon = with(&with(MON, "[monitor]", monitor), "\"192.168.0.1\"", "\"192.168.0.1\", \"::1\"") + sections;
     let agent = AGENT.to_owned()
-        + "[agent]\nstate_path = \"/tmp/state\"\nmysql_socket = \"/run/s\"\nwatchdog_device = \"/dev/w\"\n";
+        + "[agent]\nstate_path = \"/tmp/state\"\nmysql_socket = \"/run/s\"\nwatchdog_device = \"/dev/w\"\n\
+            mysql_start_command = \"up\"\nmysql_stop_command = \"down\"\nmysql_pid_file = \"/run/p\"\ndatadir = \"/d\"\n";
     let folder = Folder::with(&[("mmm_mon.toml", &mon), ("mmm_common.toml", &common), ("mmm_agent.toml", &agent)]);
 
     let agent = folder.agent("mmm_agent.toml");
     assert_eq!(agent.state_path, Path::new("/tmp/state"));
     assert_eq!(agent.mysql_socket, Some(PathBuf::from("/run/s")));
     assert_eq!(agent.watchdog_device, Some(PathBuf::from("/dev/w")));
+    let server = ServerControl {
+        start_command: Some("up".into()),
+        stop_command: Some("down".into()),
+        pid_file: Some("/run/p".into()),
+        datadir: Some("/d".into()),
+    };
+    assert_eq!(agent.server, server);
 
     let monitor = folder.monitor("mmm_mon.toml");
     let ms = Duration::from_millis;
@@ -291,6 +306,7 @@ fn every_option_is_taken_over() {
     assert_eq!((cluster.move_grace, cluster.move_timeout, cluster.drain_timeout), (ms(0), ms(2500), ms(60_000)));
     assert_eq!(cluster.on_drain_timeout, OnDrainTimeout::Promote);
     assert_eq!((cluster.hang_timeout, cluster.restart_grace), (ms(4000), ms(5000)));
+    assert!(cluster.require_semisync && cluster.semisync_slaves && cluster.auto_reclone);
     let db3 = &cluster.hosts[&HostName::from("db3")];
     assert_eq!((db3.agent_port, db3.mysql_port), (1, 2));
     assert_eq!(cluster.roles[&RoleName::from("writer")].prefer, Some(HostName::from("db1")));
@@ -728,8 +744,8 @@ fn what_mmm_2_knew_and_what_replaced_it() {
         mmm_common.toml:3: 'default_copy_method' of MMM means nothing here any more: the backup and clone tools of MMM 2.x are not part of this version: leave it out
         mmm_common.toml:8: 'pid_path' of MMM means nothing here any more: the daemons stay in the foreground and systemd knows their process: leave it out
         mmm_common.toml:9: 'bin_path' of MMM means nothing here any more: the checks and the agent's helpers are built into the daemons: leave it out
-        mmm_common.toml:10: 'mysql_pidfile' of MMM means nothing here any more: this version does not need it: leave it out (later: mysql_pid_file in [agent])
-        mmm_common.toml:11: 'mysql_rcscript' of MMM means nothing here any more: this version does not start or stop the server (later: mysql_start_command and mysql_stop_command in [agent])
+        mmm_common.toml:10: 'mysql_pidfile' of MMM means nothing here any more: it is now called mysql_pid_file, in [agent] of mmm_agent.toml
+        mmm_common.toml:11: 'mysql_rcscript' of MMM means nothing here any more: it is now mysql_start_command and mysql_stop_command, in [agent] of mmm_agent.toml
         mmm_common.toml:12: 'mysql_cnf' of MMM means nothing here any more: the server's own configuration file is not read: leave it out
         mmm_common.toml:13: 'ssh_user' of MMM means nothing here any more: the backup and clone tools of MMM 2.x are not part of this version: leave it out
         mmm_common.toml:14: 'tools_password' of MMM means nothing here any more: the backup and clone tools of MMM 2.x are not part of this version: leave it out
@@ -754,33 +770,14 @@ fn tls_is_not_there_yet() {
 
 #[test]
 fn features_of_later_versions() {
-    let common = "require_semisync = true\nsemisync_slaves = true\nauto_reclone = true\non_hang = \"kill\"\n"
-        .to_owned()
-        + COMMON;
-    let agent = AGENT.to_owned()
-        + r#"
-        [agent]
-        mysql_start_command = "x"
-        mysql_stop_command = "x"
-        mysql_pid_file = "x"
-        datadir = "x"
-        "#;
+    let common = "on_hang = \"kill\"\n".to_owned() + COMMON;
     check(
-        &[("mmm_agent.toml", &agent), ("mmm_common.toml", &common)],
+        &[("mmm_agent.toml", AGENT), ("mmm_common.toml", &common)],
         r#"
-        mmm_agent.toml:6: mysql_start_command = "x" is not supported by this version yet: leave the option out, or at ""
-        mmm_agent.toml:7: mysql_stop_command = "x" is not supported by this version yet: leave the option out, or at ""
-        mmm_agent.toml:8: mysql_pid_file = "x" is not supported by this version yet: leave the option out, or at ""
-        mmm_agent.toml:9: datadir = "x" is not supported by this version yet: leave the option out, or at ""
-        mmm_common.toml:1: require_semisync = true is not supported by this version yet: leave the option out, or at false
-        mmm_common.toml:2: semisync_slaves = true is not supported by this version yet: leave the option out, or at false
-        mmm_common.toml:3: auto_reclone = true is not supported by this version yet: leave the option out, or at false
-        mmm_common.toml:4: on_hang = "kill" is not supported by this version yet: leave the option out, or at "fence""#,
+        mmm_common.toml:1: on_hang = "kill" is not supported by this version yet: leave the option out, or at "fence""#,
     );
-    // At their defaults they may stand there.
-    let common = common.replace("= true", "= false").replace("kill", "fence");
-    let agent = agent.replace("\"x\"", "\"\"");
-    check(&[("mmm_agent.toml", &agent), ("mmm_common.toml", &common)], "");
+    // At its default it may stand there.
+    check(&[("mmm_agent.toml", AGENT), ("mmm_common.toml", &common.replace("kill", "fence"))], "");
 }
 
 #[test]

@@ -95,6 +95,8 @@ pub struct World {
     pub ticks: u64,
     /// Server steps that fail at this host, by name of the step.
     pub refuse_steps: BTreeSet<(HostName, &'static str)>,
+    /// What extra transactions did cannot be undone.
+    pub no_undo: bool,
     /// Agents that start from now on have another `lease_ttl` in their configuration than the monitor.
     pub agents_lease_ttl: Option<Duration>,
     /// kill_host_bin was called, for this host, asked for at this epoch.
@@ -286,6 +288,7 @@ impl World {
             saves: 0,
             ticks: 0,
             refuse_steps: BTreeSet::new(),
+            no_undo: false,
             agents_lease_ttl: None,
             kill: None,
             kills: Kills::Told,

@@ -6,8 +6,8 @@
 
 use mmm_common::epoch::Epoch;
 use mmm_common::ids::{HostName, Millis};
-use mmm_common::order::{Hold, Order, Task};
-use mmm_common::report::{Report, ServerReport, TaskOutcome};
+use mmm_common::order::{Hold, Job, Order, Task};
+use mmm_common::report::{JobState, Report, ServerReport, TaskOutcome};
 use mmm_common::vouch::{VouchAnswer, VouchRequest};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,6 +71,11 @@ pub enum Input {
     TaskDone {
         id: Epoch,
         outcome: TaskOutcome,
+    },
+    /// How a `Step::Job` goes, or has ended.
+    Job {
+        id: Epoch,
+        state: JobState,
     },
     /// SIGTERM. `keep`: an upgrade; leave everything as it is and save, so that the next process goes on.
     Shutdown {
@@ -147,7 +152,23 @@ pub enum Step {
     },
     /// Stop the I/O thread; the SQL thread goes on.
     Detach,
+    /// Switch one side of semi-synchronous replication. The replica side takes effect by a restart of the I/O thread,
+    /// which is part of the step.
+    SemiSync {
+        side: Side,
+        on: bool,
+    },
     Task(Task),
+    /// Answered by `Input::Job`, several times.
+    Job(Job),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Side {
+    /// Commits here wait for a replica.
+    Source,
+    /// What is received here is acknowledged.
+    Replica,
 }
 
 /// What must survive the process (safety.md, R4 and R9).
@@ -156,6 +177,9 @@ pub struct Saved {
     pub addresses: BTreeMap<IpAddr, SavedAddress>,
     /// The last task that was begun; an older one is never begun again.
     pub task: Epoch,
+    /// The last job that was begun; an older one is never begun again, and one that was under way has failed.
+    #[serde(default)]
+    pub job: Epoch,
     /// This agent has stopped the I/O thread, so an order to follow has to start it again.
     pub detached: bool,
     /// The kernel's boot id when this was saved: hold orders are used again only within it.

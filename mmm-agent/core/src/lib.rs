@@ -9,6 +9,7 @@
 
 mod accept;
 pub mod io;
+mod job;
 #[cfg(feature = "model")]
 pub mod model;
 mod plan;
@@ -18,13 +19,16 @@ mod tests;
 mod vouch;
 
 use accept::{Accepted, Lease, SentReports, Slot};
-use io::{AskId, Audit, Input, Output, Saved, SavedAddress, Step};
+use io::{AskId, Audit, Input, Output, Saved, SavedAddress, Side, Step};
 use mmm_common::config::{Agent as Config, Cluster};
 use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::ids::{HostName, Millis, RoleName};
-use mmm_common::order::{AddressOrder, Order, ReplicationOrder, Task, Work};
-use mmm_common::report::{AddressReport, Life, Report, ServerReport, TaskOutcome, TaskReport, Writing};
+use mmm_common::order::{AddressOrder, Job, Order, ReplicationOrder, Task, Work};
+use mmm_common::report::{
+    AddressReport, JobState, Life, Report, SemiSync, ServerReport, TaskOutcome, TaskReport, Writing,
+};
 use mmm_common::safeguard::{Safeguard, stands};
+use mmm_common::state::HostMode;
 use mmm_common::vouch::{VouchAnswer, VouchRequest};
 use plan::{Fitness, LEAD, Situation, Subject};
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,6 +67,12 @@ pub struct Core {
     /// The last one begun. On disk before it is begun.
     last_task: Epoch,
     task_to_start: bool,
+    job: Option<(Job, JobState)>,
+    /// The last one begun. On disk before it is begun.
+    last_job: Epoch,
+    job_to_start: bool,
+    /// This host acknowledges what it receives: a master always, a slave if so configured.
+    acknowledging: bool,
     /// The newest report that was answered; an order to an older one has been overtaken.
     answered: Option<Anchor>,
 
@@ -139,6 +149,11 @@ impl Core {
             task: None,
             last_task: saved.task,
             task_to_start: false,
+            job: None,
+            last_job: saved.job,
+            job_to_start: false,
+            acknowledging: cluster.hosts.get(&config.this).is_some_and(|h| h.mode == HostMode::Master)
+                || cluster.semisync_slaves,
             answered: None,
             server: ServerReport::unknown("not looked at yet"),
             died_at: None,
@@ -209,6 +224,7 @@ impl Core {
             Input::Probed { ip, answered_by } => self.probed(now, ip, answered_by, out),
             Input::Done { step, result } => persist = self.done(now, &step, result, out),
             Input::TaskDone { id, outcome } => self.task_done(id, outcome, out),
+            Input::Job { id, state } => self.job_went(id, state, out),
             Input::Shutdown { keep: true } => {
                 info(out, "Ending and keeping roles: they last until their leases end".to_owned());
                 out.push(Output::Persist(self.saved()));
@@ -304,7 +320,7 @@ impl Core {
         }
         self.answered = Some(order.answers);
         self.replication = order.replication;
-        new | self.begin(order.task, out)
+        new | self.begin(order.task, out) | self.begin_job(order.job, out)
     }
 
     /// A task is begun once per id; the order that no longer names it ends our reporting of it.
@@ -324,8 +340,10 @@ impl Core {
         }
         info(out, format!("Task of epoch {}: {}", task.id, describe_work(&task.work)));
         self.last_task = task.id;
-        if matches!(task.work, Work::Drain { .. }) {
+        if matches!(task.work, Work::Drain { .. } | Work::Fetch { .. }) {
             self.detached = true;
+        }
+        if matches!(task.work, Work::Drain { .. }) {
             // This host is about to be the writer: whoever still answers for the address is found while it drains.
             if let Some((ip, slot)) = self.writer.and_then(|ip| self.slots.get_mut(&ip).map(|s| (ip, s)))
                 && !slot.present
@@ -454,7 +472,18 @@ impl Core {
                 info(out, "The server fetches from nobody".to_owned());
                 !std::mem::replace(&mut self.detached, true)
             }
-            Step::Announce { .. } | Step::Probe { .. } | Step::Task(_) => false,
+            Step::SemiSync { side, on } => {
+                if let Some(semisync) = &mut self.server.semisync {
+                    // Read back by the step itself.
+                    match side {
+                        Side::Source => semisync.source = *on,
+                        Side::Replica => semisync.replica = *on,
+                    }
+                }
+                info(out, describe_side(*side, *on).to_owned());
+                false
+            }
+            Step::Announce { .. } | Step::Probe { .. } | Step::Task(_) | Step::Job(_) => false,
         }
     }
 
@@ -606,6 +635,10 @@ impl Core {
             replication: &self.replication,
             sources: &self.sources,
             detached: self.detached,
+            rebuilding: self.is_rebuilding(),
+            working: self.task.as_ref().is_some_and(|(_, outcome)| *outcome == TaskOutcome::Running),
+            acknowledging: self.acknowledging,
+            writer: self.writer,
             under_way: &self.under_way,
         };
         let mut steps = situation.plan();
@@ -629,6 +662,7 @@ impl Core {
         {
             out.push(Output::Do(Step::Task(task.clone())));
         }
+        self.start_job(out);
         self.start(taking, out);
     }
 
@@ -658,7 +692,9 @@ impl Core {
                 | Step::ReadOnly
                 | Step::Follow { .. }
                 | Step::Detach
-                | Step::Task(_) => {}
+                | Step::SemiSync { .. }
+                | Step::Task(_)
+                | Step::Job(_) => {}
             }
             out.push(Output::Do(step));
         }
@@ -712,6 +748,7 @@ impl Core {
             addresses,
             server: self.server.clone(),
             task: self.task.as_ref().map(|(task, outcome)| TaskReport { id: task.id, outcome: outcome.clone() }),
+            job: self.job_report(),
             troubles: self.failed.values().map(|(text, _)| text.clone()).collect(),
             vouched: self
                 .vouched_for
@@ -771,6 +808,7 @@ impl Core {
                 .chain(self.others.iter().map(|(ip, saved)| (*ip, saved.clone())))
                 .collect(),
             task: self.last_task,
+            job: self.last_job,
             detached: self.detached,
             machine_boot: self.machine_boot.clone(),
             vouched_ttl_ms: u64::try_from(self.vouched_ttl.as_millis()).unwrap_or(u64::MAX),
@@ -792,7 +830,9 @@ impl Core {
             Step::Writable { .. } => "making the server writable".to_owned(),
             Step::Follow { host } => format!("replicating from {host}"),
             Step::Detach => "stopping to fetch".to_owned(),
+            Step::SemiSync { side, on } => describe_side(*side, *on).to_owned(),
             Step::Task(task) => describe_work(&task.work),
+            Step::Job(job) => job::describe_job(&job.work),
         }
     }
 }
@@ -802,9 +842,12 @@ fn is_news(before: &ServerReport, after: &ServerReport) -> bool {
     let threads = |s: &ServerReport| {
         s.replication.as_ref().map(|r| (r.source.clone(), r.port, r.io_running, r.sql_running, r.error.clone()))
     };
+    let semisync =
+        |s: &ServerReport| s.semisync.as_ref().map(|s| SemiSync { replicas: s.replicas.min(1), ..s.clone() });
     life_word(&before.life) != life_word(&after.life)
         || before.writing != after.writing
         || threads(before) != threads(after)
+        || semisync(before) != semisync(after)
 }
 
 fn life_word(life: &Life) -> &'static str {
@@ -836,6 +879,18 @@ fn describe_work(work: &Work) -> String {
             format!("apply everything up to {position} (at most {timeout_ms} ms)")
         }
         Work::Drain { timeout_ms } => format!("apply everything received and fetch no more (at most {timeout_ms} ms)"),
+        Work::Fetch { from, position, timeout_ms } => {
+            format!("fetch and apply what {from} has, up to {position} (at most {timeout_ms} ms)")
+        }
+    }
+}
+
+fn describe_side(side: Side, on: bool) -> &'static str {
+    match (side, on) {
+        (Side::Source, true) => "commits wait for a replica's acknowledgement (semi-sync, source side on)",
+        (Side::Source, false) => "commits wait for nobody (semi-sync, source side off)",
+        (Side::Replica, true) => "what is received is acknowledged (semi-sync, replica side on)",
+        (Side::Replica, false) => "what is received is not acknowledged (semi-sync, replica side off)",
     }
 }
 

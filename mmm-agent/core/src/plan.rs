@@ -4,7 +4,7 @@
 //! It must never give more than an order with a running lease allows, and letting go waits for nothing.
 
 use crate::accept::{Held, Lease, Slot};
-use crate::io::Step;
+use crate::io::{Side, Step};
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{Hold, ReplicationOrder};
 use mmm_common::report::{Life, ServerReport, Writing};
@@ -23,6 +23,7 @@ pub(crate) enum Subject {
     ReadOnly,
     Writable,
     Replication,
+    SemiSync(Side),
 }
 
 impl Subject {
@@ -34,7 +35,8 @@ impl Subject {
             Step::ReadOnly => Some(Subject::ReadOnly),
             Step::Writable { .. } => Some(Subject::Writable),
             Step::Follow { .. } | Step::Detach => Some(Subject::Replication),
-            Step::Announce { .. } | Step::Probe { .. } | Step::Task(_) => None,
+            Step::SemiSync { side, .. } => Some(Subject::SemiSync(*side)),
+            Step::Announce { .. } | Step::Probe { .. } | Step::Task(_) | Step::Job(_) => None,
         }
     }
 }
@@ -63,6 +65,14 @@ pub(crate) struct Situation<'a> {
     /// The configured source of each host: address and port.
     pub(crate) sources: &'a BTreeMap<HostName, (IpAddr, u16)>,
     pub(crate) detached: bool,
+    /// A job changes the server's data as a whole.
+    pub(crate) rebuilding: bool,
+    /// A task is under way.
+    pub(crate) working: bool,
+    /// This host is to acknowledge what it receives.
+    pub(crate) acknowledging: bool,
+    /// The address of the active master's role.
+    pub(crate) writer: Option<IpAddr>,
     pub(crate) under_way: &'a BTreeSet<Subject>,
 }
 
@@ -75,6 +85,7 @@ impl Situation<'_> {
         steps.extend(self.writable());
         steps.extend(self.slots.iter().filter_map(|(ip, slot)| self.address(*ip, slot)));
         steps.extend(self.replication());
+        steps.extend(self.semisync());
         steps.retain(|step| Subject::of(step).is_none_or(|subject| !self.under_way.contains(&subject)));
         steps
     }
@@ -152,7 +163,7 @@ impl Situation<'_> {
     /// Re-points when the source is another one, and starts again what this agent has stopped. Threads that somebody
     /// else has stopped stay stopped: an operator may be working on them.
     fn replication(&self) -> Option<Step> {
-        if self.leaving || self.fitness != Fitness::Good {
+        if self.leaving || self.fitness != Fitness::Good || self.rebuilding {
             return None;
         }
         let current = self.server.replication.as_ref().filter(|r| !r.source.is_empty());
@@ -165,5 +176,27 @@ impl Situation<'_> {
             }
             ReplicationOrder::Detached => current.is_some_and(|r| r.io_running).then_some(Step::Detach),
         }
+    }
+
+    /// The source side is on at the writer, from when a replica is there to acknowledge: the first commit would wait out
+    /// the timeout without one. It stays on when that replica goes, so that an isolated writer acknowledges nothing alone
+    /// for as long as the timeout lasts, and until the role has left (data-safety.md, "Semi-synchronous replication").
+    fn semisync(&self) -> Vec<Step> {
+        let Some(now) = self.server.semisync.as_ref() else { return Vec::new() };
+        if self.leaving || self.fitness != Fitness::Good || self.rebuilding || self.working {
+            return Vec::new();
+        }
+        let mut steps = Vec::new();
+        if now.replica != self.acknowledging {
+            steps.push(Step::SemiSync { side: Side::Replica, on: self.acknowledging });
+        }
+        let holds = self.writer.and_then(|ip| self.slots.get(&ip)).is_some_and(|s| s.present || s.hold.is_some());
+        let writes = self.writing_right().is_some() && self.server.writing == Writing::Allowed;
+        if writes && !now.source && now.replicas > 0 {
+            steps.push(Step::SemiSync { side: Side::Source, on: true });
+        } else if now.source && !holds && self.server.writing == Writing::ReadOnly {
+            steps.push(Step::SemiSync { side: Side::Source, on: false });
+        }
+        steps
     }
 }

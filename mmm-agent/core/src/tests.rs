@@ -2,7 +2,7 @@
 
 use crate::Core;
 use crate::io::{Input, Output, Saved, SavedAddress, Step};
-use mmm_common::config::{Agent as Config, Cluster, Host, OnDrainTimeout, Role};
+use mmm_common::config::{Agent as Config, Cluster, Host, Role};
 use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::ids::Millis;
 use mmm_common::order::{AddressOrder, Hold, Order, ReplicationOrder, Task, Work};
@@ -11,7 +11,6 @@ use mmm_common::state::{HostMode, HostState, RoleMode};
 use mmm_common::vouch::{VouchAnswer, VouchRequest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
 const WRITER: &str = "10.0.0.50";
 const READER: &str = "10.0.0.51";
@@ -37,53 +36,23 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn config() -> Config {
-    let host = |n: u8, peer: &str| Host {
-        ip: ip(&format!("10.0.0.{n}")),
-        mode: HostMode::Master,
-        peer: Some(peer.into()),
-        cluster_interface: "eth0".into(),
-        agent_port: 9989,
-        mysql_port: 3306,
-        agent_user: String::new(),
-        agent_password: Default::default(),
-        replication_user: String::new(),
-        replication_password: Default::default(),
-        monitor_user: String::new(),
-        monitor_password: Default::default(),
-    };
+    let host = |n: u8, peer: &str| Host::of(ip(&format!("10.0.0.{n}")), HostMode::Master, Some(peer.into()));
     let role = |mode, address: &str| Role {
         mode,
         hosts: vec!["db1".into(), "db2".into()],
         ips: vec![ip(address)],
         prefer: None,
     };
-    Config {
-        cluster: Cluster {
-            active_master_role: "writer".into(),
-            lease_ttl: Duration::from_secs(3),
-            heartbeat_interval: Duration::from_millis(500),
-            insecure_plaintext: true,
-            move_grace: Duration::from_secs(1),
-            move_timeout: Duration::from_secs(2),
-            drain_timeout: Duration::from_secs(30),
-            on_drain_timeout: OnDrainTimeout::Hold,
-            hang_timeout: Duration::from_secs(3),
-            restart_grace: Duration::ZERO,
-            hosts: BTreeMap::from([("db1".into(), host(11, "db2")), ("db2".into(), host(12, "db1"))]),
-            roles: BTreeMap::from([
-                ("writer".into(), role(RoleMode::Exclusive, WRITER)),
-                ("reader".into(), role(RoleMode::Balanced, READER)),
-            ]),
-        },
-        this: "db1".into(),
-        state_path: "/dev/null".into(),
-        mysql_socket: None,
-        watchdog_device: None,
-    }
+    let hosts = BTreeMap::from([("db1".into(), host(11, "db2")), ("db2".into(), host(12, "db1"))]);
+    let roles = BTreeMap::from([
+        ("writer".into(), role(RoleMode::Exclusive, WRITER)),
+        ("reader".into(), role(RoleMode::Balanced, READER)),
+    ]);
+    Config::of(Cluster::of(hosts, roles), "db1".into())
 }
 
 fn server(writing: Writing) -> ServerReport {
-    ServerReport { life: Life::Alive, writing, executed: None, replication: None }
+    ServerReport { life: Life::Alive, writing, executed: None, replication: None, semisync: None }
 }
 
 impl Agent {
@@ -153,7 +122,9 @@ impl Agent {
                             Step::Writable { .. } => self.log.push("writable".into()),
                             Step::Follow { host } => self.log.push(format!("follow {host}")),
                             Step::Detach => self.log.push("detach".into()),
+                            Step::SemiSync { side, on } => self.log.push(format!("semisync {side:?} {on}")),
                             Step::Task(task) => self.log.push(format!("task {}", task.id)),
+                            Step::Job(job) => self.log.push(format!("job {}", job.id)),
                         }
                     }
                 }
@@ -190,6 +161,7 @@ impl Agent {
             addresses: addresses.iter().map(|(a, o)| (ip(a), o.clone())).collect(),
             replication: ReplicationOrder::Keep,
             task: None,
+            job: None,
         }
     }
 

@@ -84,26 +84,8 @@ fn config(this: &str, db1: u16, db2: u16) -> Agent {
             prefer: None,
         },
     )];
-    Agent {
-        cluster: Cluster {
-            active_master_role: "writer".into(),
-            lease_ttl: 3 * SECOND,
-            heartbeat_interval: SECOND / 2,
-            insecure_plaintext: true,
-            move_grace: SECOND,
-            move_timeout: 2 * SECOND,
-            drain_timeout: 30 * SECOND,
-            on_drain_timeout: OnDrainTimeout::Hold,
-            hang_timeout: HANG,
-            restart_grace: Duration::ZERO,
-            hosts: [("db1".into(), host(db1, "db2")), ("db2".into(), host(db2, "db1"))].into(),
-            roles: roles.into(),
-        },
-        this: this.into(),
-        state_path: PathBuf::new(),
-        mysql_socket: None,
-        watchdog_device: None,
-    }
+    let hosts = [("db1".into(), host(db1, "db2")), ("db2".into(), host(db2, "db1"))].into();
+    Agent::of(Cluster { hang_timeout: HANG, ..Cluster::of(hosts, roles.into()) }, this.into())
 }
 
 /// The database side of one agent, and what it has said.

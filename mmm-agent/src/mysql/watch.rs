@@ -287,7 +287,7 @@ impl Judge {
             }
         };
         let Sample { writing, executed, replication, denied: _ } = sample;
-        self.report = ServerReport { life, writing, executed, replication };
+        self.report = ServerReport { life, writing, executed, replication, semisync: None };
     }
 
     fn denied(&mut self, now: Instant, why: String) {

@@ -9,7 +9,7 @@ use mmm_agent_core::io::{Input, Step};
 use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
 use mmm_common::order::{Task, Work};
-use mmm_common::report::TaskOutcome;
+use mmm_common::report::{JobState, TaskOutcome};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
@@ -87,7 +87,13 @@ impl Worker {
                 self.waiting.insert(earlier, Step::ReadOnly);
             }
             Step::Task(task) => self.start_task(task),
-            Step::Writable { .. } | Step::Follow { .. } | Step::Detach => self.waiting.push_back(step),
+            Step::Writable { .. } | Step::Follow { .. } | Step::Detach | Step::SemiSync { .. } => {
+                self.waiting.push_back(step);
+            }
+            Step::Job(job) => {
+                let why = "this build has no jobs".to_owned();
+                self.tell(Input::Job { id: job.id, state: JobState::Failed { why } });
+            }
             Step::Address { .. } | Step::Probe { .. } | Step::Announce { .. } | Step::Remove { .. } => {
                 let why = "address steps are not for the database's worker".to_owned();
                 self.tell(Input::Done { step, result: Err(why) });
@@ -119,7 +125,9 @@ impl Worker {
                 Step::Writable { until } => read_only::off(&context, Some(*until)).await,
                 Step::Follow { host } => follow::follow(&context, host).await,
                 Step::Detach => follow::detach(&context).await,
+                Step::SemiSync { .. } => Err("this build does not switch it".to_owned()),
                 Step::Task(_)
+                | Step::Job(_)
                 | Step::Address { .. }
                 | Step::Probe { .. }
                 | Step::Announce { .. }
@@ -227,5 +235,6 @@ async fn work(context: &Context, work: Work) -> Result<Option<Gtids>, String> {
             tasks::catch_up(context, &position, Duration::from_millis(timeout_ms)).await
         }
         Work::Drain { timeout_ms } => tasks::drain(context, Duration::from_millis(timeout_ms)).await,
+        Work::Fetch { .. } => Err("this build does not fetch".to_owned()),
     }
 }

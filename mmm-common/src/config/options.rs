@@ -97,9 +97,9 @@ options! {
     HANG_TIMEOUT: Duration = "hang_timeout", duration, Text("3s");
     RESTART_GRACE: Duration = "restart_grace", duration, Text("0s");
     ON_HANG: () = "on_hang", on_hang, Text("fence");
-    REQUIRE_SEMISYNC: () = "require_semisync", flag_not_yet, Flag(false);
-    SEMISYNC_SLAVES: () = "semisync_slaves", flag_not_yet, Flag(false);
-    AUTO_RECLONE: () = "auto_reclone", flag_not_yet, Flag(false);
+    REQUIRE_SEMISYNC: bool = "require_semisync", flag, Flag(false);
+    SEMISYNC_SLAVES: bool = "semisync_slaves", flag, Flag(false);
+    AUTO_RECLONE: bool = "auto_reclone", flag, Flag(false);
 
     // [host.*]
     HOST_IP: IpAddr = "ip", ip, NEEDED;
@@ -149,10 +149,10 @@ options! {
     STATE_PATH: PathBuf = "state_path", absolute_path, Text("/var/lib/mysql-mmm/mmm_agentd.state");
     MYSQL_SOCKET: Option<PathBuf> = "mysql_socket", path_or_none, Text("");
     WATCHDOG_DEVICE: Option<PathBuf> = "watchdog_device", path_or_none, Text("");
-    MYSQL_START_COMMAND: () = "mysql_start_command", text_not_yet, Text("");
-    MYSQL_STOP_COMMAND: () = "mysql_stop_command", text_not_yet, Text("");
-    MYSQL_PID_FILE: () = "mysql_pid_file", text_not_yet, Text("");
-    DATADIR: () = "datadir", text_not_yet, Text("");
+    MYSQL_START_COMMAND: Option<String> = "mysql_start_command", text_or_none, Text("");
+    MYSQL_STOP_COMMAND: Option<String> = "mysql_stop_command", text_or_none, Text("");
+    MYSQL_PID_FILE: Option<PathBuf> = "mysql_pid_file", path_or_none, Text("");
+    DATADIR: Option<PathBuf> = "datadir", path_or_none, Text("");
 }
 
 /// A password and its alternative, the name of a file that holds it.
@@ -332,11 +332,9 @@ pub(super) fn replaced(kind: Kind, name: &str) -> Option<&'static str> {
         (Kind::Top, "socket") => {
             "there is no TLS in this version yet: leave it out, and see insecure_plaintext (later: [tls])"
         }
-        (Kind::Host | Kind::Top, "mysql_pidfile") => {
-            "this version does not need it: leave it out (later: mysql_pid_file in [agent])"
-        }
+        (Kind::Host | Kind::Top, "mysql_pidfile") => "it is now called mysql_pid_file, in [agent] of mmm_agent.toml",
         (Kind::Host | Kind::Top, "mysql_rcscript") => {
-            "this version does not start or stop the server (later: mysql_start_command and mysql_stop_command in [agent])"
+            "it is now mysql_start_command and mysql_stop_command, in [agent] of mmm_agent.toml"
         }
         (Kind::Host | Kind::Top, "mysql_cnf") => "the server's own configuration file is not read: leave it out",
         (Kind::Host | Kind::Top, "backup_dir" | "restore_dir") => TOOLS,

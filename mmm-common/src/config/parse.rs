@@ -7,7 +7,7 @@ use super::check::{self, At, Finding};
 use super::files::{self, Loaded};
 use super::merged::{Merged, Place};
 use super::options::{self as opt, Kind, Opt, Password};
-use super::{Agent, Check, Cluster, Host, Monitor, OnDrainTimeout, Role, Secret};
+use super::{Agent, Check, Cluster, Host, Monitor, OnDrainTimeout, Role, Secret, ServerControl};
 use crate::ids::{HostName, RoleName};
 use crate::state::{CheckKind, HostMode, MonitorMode, RoleMode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -181,6 +181,12 @@ impl Draft {
             state_path: self.need(&here, &opt::STATE_PATH),
             mysql_socket: self.need(&here, &opt::MYSQL_SOCKET),
             watchdog_device: self.need(&here, &opt::WATCHDOG_DEVICE),
+            server: ServerControl {
+                start_command: self.need(&here, &opt::MYSQL_START_COMMAND),
+                stop_command: self.need(&here, &opt::MYSQL_STOP_COMMAND),
+                pid_file: self.need(&here, &opt::MYSQL_PID_FILE),
+                datadir: self.need(&here, &opt::DATADIR),
+            },
         }
     }
 
@@ -196,6 +202,9 @@ impl Draft {
             on_drain_timeout: self.need(&top(), &opt::ON_DRAIN_TIMEOUT),
             hang_timeout: self.need(&top(), &opt::HANG_TIMEOUT),
             restart_grace: self.need(&top(), &opt::RESTART_GRACE),
+            require_semisync: self.need(&top(), &opt::REQUIRE_SEMISYNC),
+            semisync_slaves: self.need(&top(), &opt::SEMISYNC_SLAVES),
+            auto_reclone: self.need(&top(), &opt::AUTO_RECLONE),
             hosts: self.hosts(),
             roles: self.roles(),
         }

@@ -251,16 +251,11 @@ fn not_yet(node: &Node, default: &str) -> Result<(), Wrong> {
     )
 }
 
-/// A feature to come that is switched on by `true`.
-pub(super) fn flag_not_yet(node: &Node) -> Result<(), Wrong> {
-    if flag(node)? { not_yet(node, "false") } else { Ok(()) }
-}
-
-/// A feature to come that is switched on by naming something.
-pub(super) fn text_not_yet(node: &Node) -> Result<(), Wrong> {
+/// Empty: none.
+pub(super) fn text_or_none(node: &Node) -> Result<Option<String>, Wrong> {
     match node.text() {
-        Some("") => Ok(()),
-        Some(_) => not_yet(node, "\"\""),
+        Some("") => Ok(None),
+        Some(text) => Ok(Some(text.to_owned())),
         None => not(node, "text in quotes"),
     }
 }

@@ -73,6 +73,7 @@ impl Core {
             addresses,
             replication: self.replication_for(name, host),
             task: self.handover.task_for(name, &self.config.cluster),
+            job: None,
         }
     }
 

@@ -79,6 +79,7 @@ fn report(seq: u64) -> Report {
         addresses: BTreeMap::new(),
         server: ServerReport::unknown("not looked"),
         task: None,
+        job: None,
         troubles: vec![],
         vouched: Default::default(),
         conflicts: Default::default(),
@@ -102,6 +103,7 @@ fn order(seq: u64, addresses: u32) -> Order {
             .collect(),
         replication: ReplicationOrder::Keep,
         task: None,
+        job: None,
     }
 }
 

@@ -21,47 +21,16 @@ pub(crate) fn config(ip: &str) -> Config {
         max_backlog: Duration::from_secs(60),
     };
     let host = Host {
-        ip: ip.parse().unwrap(),
-        mode: HostMode::Slave,
-        peer: None,
-        cluster_interface: "lo".into(),
         agent_port: 1,
         mysql_port: 1,
-        agent_user: String::new(),
-        agent_password: Secret::default(),
-        replication_user: String::new(),
-        replication_password: Secret::default(),
         monitor_user: "mmm_monitor".into(),
         monitor_password: Secret("TopSecret".into()),
+        ..Host::of(ip.parse().unwrap(), HostMode::Slave, None)
     };
     Config {
-        cluster: Cluster {
-            active_master_role: "writer".into(),
-            lease_ttl: Duration::from_secs(3),
-            heartbeat_interval: Duration::from_millis(500),
-            insecure_plaintext: false,
-            move_grace: Duration::from_secs(1),
-            move_timeout: Duration::from_secs(2),
-            drain_timeout: Duration::from_secs(30),
-            on_drain_timeout: OnDrainTimeout::Hold,
-            hang_timeout: Duration::from_secs(3),
-            restart_grace: Duration::ZERO,
-            hosts: [("db1".into(), host)].into(),
-            roles: BTreeMap::new(),
-        },
-        ip: "127.0.0.1".parse().unwrap(),
-        port: 0,
-        status_path: "/nonexistent".into(),
-        ping_ips: vec![],
         ping_interval: Duration::from_millis(100),
-        mode: MonitorMode::Active,
-        wait_for_other_master: Duration::from_secs(120),
-        careful_startup: true,
-        auto_set_online: Duration::ZERO,
-        flap_duration: Duration::from_secs(3600),
-        flap_count: 3,
-        kill_host_bin: None,
         checks: CheckKind::ALL.iter().map(|kind| (*kind, check.clone())).collect(),
+        ..Config::of(Cluster::of([("db1".into(), host)].into(), BTreeMap::new()))
     }
 }
 

@@ -65,6 +65,7 @@ mod tests {
             addresses: BTreeMap::from([(writer(), AddressOrder::Hold(hold))]),
             replication: ReplicationOrder::Keep,
             task: None,
+            job: None,
         };
         tell(&mut w, &mut ledger, Seen::Ordered { host: host(), order, at: Millis(200) });
         (w, ledger)

@@ -20,13 +20,7 @@ impl World {
     pub fn start_agent(&mut self, name: &HostName) {
         let mut cluster = self.config.cluster.clone();
         cluster.lease_ttl = self.agents_lease_ttl.unwrap_or(cluster.lease_ttl);
-        let config = AgentConfig {
-            cluster,
-            this: name.clone(),
-            state_path: "/dev/null".into(),
-            mysql_socket: None,
-            watchdog_device: None,
-        };
+        let config = AgentConfig::of(cluster, name.clone());
         let Some(host) = self.hosts.get_mut(name) else { return };
         host.boots += 1;
         let boot = Boot(host.boots);
@@ -228,6 +222,7 @@ impl World {
                 | AgentInput::Probed { .. }
                 | AgentInput::Done { .. }
                 | AgentInput::TaskDone { .. }
+                | AgentInput::Job { .. }
                 | AgentInput::Shutdown { .. } => {}
             }
             let Some(core) = &mut host.agent else { return };
@@ -308,7 +303,13 @@ impl World {
                     let probed = Box::new(AgentInput::Probed { ip, answered_by });
                     self.after(PROBE, Event::Local(name.clone(), boot, probed));
                 }
-                Step::ReadOnly | Step::Writable { .. } | Step::Follow { .. } | Step::Detach | Step::Task(_) => {
+                Step::ReadOnly
+                | Step::Writable { .. }
+                | Step::Follow { .. }
+                | Step::Detach
+                | Step::SemiSync { .. }
+                | Step::Task(_)
+                | Step::Job(_) => {
                     host.steps.push_back(step);
                     self.after(STEP, Event::ServerStep(name.clone()));
                 }

@@ -6,8 +6,8 @@ use mmm_agent_core::io::{Input as AgentInput, Step};
 use mmm_common::epoch::Boot;
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::HostName;
-use mmm_common::order::{Task, Work};
-use mmm_common::report::{Life, ReplicationReport, ServerReport, TaskOutcome, Writing};
+use mmm_common::order::{Job, JobWork, Task, Work};
+use mmm_common::report::{Extras, JobState, Life, ReplicationReport, ServerReport, TaskOutcome, Writing};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -15,6 +15,8 @@ use std::net::IpAddr;
 pub(super) const STEP: u64 = 3;
 /// How often servers replicate, clients write and watchers look.
 pub(super) const BEAT: u64 = 20;
+/// How long work on a server's data takes.
+const JOB: u64 = 2_000;
 /// How often the watcher tells what has not changed.
 const LOOK_AGAIN: u64 = 1_000;
 
@@ -34,6 +36,8 @@ pub struct Server {
     pub sql_refuses: bool,
     pub task: Option<Task>,
     pub task_until: u64,
+    /// Work on the data, and when it is done.
+    pub job: Option<(Job, u64)>,
 }
 
 impl Server {
@@ -50,6 +54,7 @@ impl Server {
             sql_refuses: false,
             task: None,
             task_until: 0,
+            job: None,
         }
     }
 
@@ -63,11 +68,18 @@ impl Server {
     }
 }
 
+/// Whether the set has this transaction.
+fn has(set: &Gtids, id: u32, number: u64) -> bool {
+    let Ok(one) = format!("0-{id}-{number}").parse() else { return false };
+    set.contains(&Gtids::MariaDb(one)) == Some(true)
+}
+
 impl World {
     pub fn kill_server(&mut self, name: &str) {
         let server = &mut self.host(name).server;
         server.up = false;
         server.task = None;
+        server.job = None;
         // A crash keeps what was executed; MariaDB drops the relay log at the restart.
     }
 
@@ -111,6 +123,7 @@ impl World {
             if self.hosts[name].runs() {
                 self.look_at_server(name);
                 self.work_on_task(name);
+                self.work_on_job(name);
             }
         }
     }
@@ -131,7 +144,9 @@ impl World {
             Step::Writable { .. } => "writable",
             Step::Follow { .. } => "follow",
             Step::Detach => "detach",
+            Step::SemiSync { .. } => "semisync",
             Step::Task(_) => "task",
+            Step::Job(_) => "job",
             Step::Address { .. } | Step::Announce { .. } | Step::Probe { .. } | Step::Remove { .. } => "",
         };
         let refused = self.refuse_steps.contains(&(name.clone(), word));
@@ -165,6 +180,11 @@ impl World {
                             (server.io, server.sql) = (false, true);
                             timeout_ms
                         }
+                        Work::Fetch { ref from, timeout_ms, .. } => {
+                            server.source = Some(from.clone());
+                            (server.io, server.sql) = (true, true);
+                            timeout_ms
+                        }
                     };
                     server.task = Some(task.clone());
                     server.task_until = now + limit;
@@ -172,12 +192,26 @@ impl World {
                     self.work_on_task(name);
                     return;
                 }
-                Step::Address { .. } | Step::Announce { .. } | Step::Probe { .. } | Step::Remove { .. } => {}
+                Step::Job(job) => {
+                    server.job = Some((job.clone(), now + JOB));
+                    return;
+                }
+                // Simulated replicas acknowledge what they receive, and are asked to by nobody.
+                Step::SemiSync { .. }
+                | Step::Address { .. }
+                | Step::Announce { .. }
+                | Step::Probe { .. }
+                | Step::Remove { .. } => {}
             }
         }
         if let Step::Task(task) = &step {
             let outcome = TaskOutcome::Failed { why: "the server does not answer".into() };
             self.local_input(name, AgentInput::TaskDone { id: task.id, outcome });
+            return;
+        }
+        if let Step::Job(job) = &step {
+            let state = JobState::Failed { why: "the server does not answer".into() };
+            self.local_input(name, AgentInput::Job { id: job.id, state });
             return;
         }
         if matches!(step, Step::Writable { .. }) && result.is_ok() {
@@ -209,7 +243,7 @@ impl World {
         let executed = host.server.gtids(&host.server.executed);
         let ready = match &task.work {
             Work::Quiesce { .. } => true,
-            Work::CatchUp { position, .. } => executed.contains(position) == Some(true),
+            Work::CatchUp { position, .. } | Work::Fetch { position, .. } => executed.contains(position) == Some(true),
             Work::Drain { .. } => executed.contains(&host.server.gtids(&host.server.received)) == Some(true),
         };
         let outcome = if ready {
@@ -220,7 +254,45 @@ impl World {
             return;
         };
         host.server.task = None;
+        if matches!(task.work, Work::Fetch { .. }) {
+            host.server.io = false;
+        }
         self.local_input(name, AgentInput::TaskDone { id: task.id, outcome });
+    }
+
+    fn work_on_job(&mut self, name: &HostName) {
+        let now = self.now;
+        let Some(host) = self.hosts.get_mut(name) else { return };
+        let Some((job, _)) = host.server.job.take_if(|(_, at)| *at <= now) else { return };
+        let state = match &job.work {
+            JobWork::Save { lacking } => {
+                let transactions = lacking.missing(&host.server.gtids(&host.server.executed)).unwrap_or_default();
+                let gtids = host.server.gtids(&host.server.executed);
+                let saved = "/var/lib/mysql-mmm/lost".to_owned();
+                JobState::Done { extras: Some(Extras { gtids, transactions, list: vec![], saved }) }
+            }
+            JobWork::Undo { .. } if self.no_undo => JobState::Failed { why: "a table was dropped".to_owned() },
+            JobWork::Undo { lacking } => {
+                let keep = |id: u32, n: u64| (1..=n).rev().find(|n| has(lacking, id, *n)).unwrap_or_default();
+                host.server.executed.iter_mut().for_each(|(id, n)| *n = keep(*id, *n));
+                host.server.received = host.server.executed.clone();
+                JobState::Done { extras: None }
+            }
+            JobWork::Reclone { from } => {
+                let copied = self.serves(from).then(|| self.hosts[from].server.executed.clone());
+                let server = &mut self.host(name.as_str()).server;
+                match copied {
+                    Some(executed) => {
+                        (server.received, server.executed) = (executed.clone(), executed);
+                        (server.up, server.read_only, server.io, server.sql) = (true, true, false, false);
+                        server.source = None;
+                        JobState::Done { extras: None }
+                    }
+                    None => JobState::Failed { why: format!("{from} does not answer") },
+                }
+            }
+        };
+        self.local_input(name, AgentInput::Job { id: job.id, state });
     }
 
     /// Its server serves, and it is in the network at all.
@@ -327,6 +399,7 @@ impl World {
                         behind_ms: (server.io && server.sql && connected).then_some(0),
                         error: String::new(),
                     }),
+                    semisync: None,
                 };
             }
         }

@@ -3,6 +3,7 @@
 //! Positions move only as far as a decision can depend on them: a client's write is not repeated while it is everywhere.
 
 use super::HANG;
+use super::config::place;
 use mmm_agent_core::io::{Input as AgentInput, Step};
 use mmm_common::gtid::Gtids;
 use mmm_common::order::{Task, Work};
@@ -132,8 +133,14 @@ impl Server {
                 (self.io, self.sql) = (true, true);
             }
             Step::Detach => self.io = false,
-            Step::Task(_) | Step::Address { .. } | Step::Announce { .. } | Step::Probe { .. } | Step::Remove { .. } => {
-            }
+            // Without disagreements there is nothing to work on, and nobody is asked to acknowledge.
+            Step::Task(_)
+            | Step::Job(_)
+            | Step::SemiSync { .. }
+            | Step::Address { .. }
+            | Step::Announce { .. }
+            | Step::Probe { .. }
+            | Step::Remove { .. } => {}
         }
         Ok(())
     }
@@ -154,6 +161,11 @@ impl Server {
                 (self.io, self.sql) = (false, true);
                 timeout_ms
             }
+            Work::Fetch { ref from, timeout_ms, .. } => {
+                self.source = place(from).unwrap_or(self.source);
+                (self.io, self.sql) = (true, true);
+                timeout_ms
+            }
         };
         self.task = Some(task);
         self.task_until = now + limit;
@@ -167,7 +179,9 @@ impl Server {
         let ready = self.answers()
             && match &task.work {
                 Work::Quiesce { .. } => true,
-                Work::CatchUp { position, .. } => executed.contains(position) == Some(true),
+                Work::CatchUp { position, .. } | Work::Fetch { position, .. } => {
+                    executed.contains(position) == Some(true)
+                }
                 Work::Drain { .. } => executed.contains(&gtids(&self.received)) == Some(true),
             };
         let outcome = if ready {
@@ -178,6 +192,7 @@ impl Server {
             return None;
         };
         let id = task.id;
+        self.io &= !matches!(task.work, Work::Fetch { .. });
         self.task = None;
         Some(AgentInput::TaskDone { id, outcome })
     }
@@ -206,6 +221,7 @@ impl Server {
                     behind_ms: (self.io && self.sql && connected).then_some(0),
                     error: String::new(),
                 }),
+                semisync: None,
             },
         }
     }
