@@ -10,7 +10,9 @@ pub mod bench;
 pub mod chaos;
 pub mod client;
 pub mod configs;
+pub mod data;
 pub mod demo;
+pub mod load;
 pub mod network;
 pub mod process;
 pub mod server;
@@ -19,11 +21,12 @@ pub mod watch;
 use anyhow::{Context as _, Result, anyhow, bail};
 use client::{Client, ClientConfig};
 use configs::Extra;
+use load::{Load, LoadConfig};
 use network::{DB, MONITOR, Network, READERS, WRITER};
 use nix::sys::signal::Signal;
 use process::{Output, Running, Start};
 use serde::{Deserialize, Serialize};
-use server::{Server, Settings, Table};
+use server::{Server, Settings, Sides, Table};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
@@ -45,6 +48,7 @@ pub struct LabConfig {
     /// Start `mmm_agentd` on every database host and `mmm_mond` on `mon`.
     pub daemons: bool,
     pub semisync: bool,
+    pub sides: Sides,
     pub durable: bool,
     /// The daemons' RUST_LOG.
     pub log: String,
@@ -60,6 +64,7 @@ impl Default for LabConfig {
             server: std::env::var("MMM_LAB_SERVER").unwrap_or_else(|_| "mariadb".to_owned()),
             daemons: true,
             semisync: true,
+            sides: Sides::InFile,
             durable: true,
             log: "info".to_owned(),
             extra: Extra::default(),
@@ -113,7 +118,7 @@ impl Lab {
         let state = State { id, owner: Running::myself(), server, daemons: config.daemons, bin_dir, log: config.log };
         fs::write(dir.join(STATE), serde_json::to_vec_pretty(&state)?)?;
         let mut lab = Lab { dir, state, network, owned: true, keep_logs: false, print_logs: config.print_logs };
-        let settings = Settings { semisync: config.semisync, durable: config.durable };
+        let settings = Settings { semisync: config.semisync, sides: config.sides, durable: config.durable };
         if let Err(e) = lab.raise(settings, &config.extra) {
             lab.keep_logs = true;
             return Err(e.context("bring up the lab"));
@@ -412,6 +417,11 @@ impl Lab {
     /// Starts a client on `app` that writes to the writer address.
     pub fn client(&self, config: ClientConfig) -> Result<Client> {
         Client::start(&self.network.netns(network::APP), config)
+    }
+
+    /// Starts many clients on `app` that write to the writer address.
+    pub fn load(&self, config: LoadConfig) -> Result<Load> {
+        Load::start(&self.network.netns(network::APP), config)
     }
 
     // ---- faults --------------------------------------------------------------------------------------------------

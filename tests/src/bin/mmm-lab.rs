@@ -3,8 +3,9 @@
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use mmm_tests::lab::client::ClientConfig;
+use mmm_tests::lab::configs::Extra;
 use mmm_tests::lab::network::{APP, DB, GATEWAY_IP, READERS, WRITER, hosts, ip_of};
-use mmm_tests::lab::{Lab, LabConfig, bench, chaos, demo, process, standing_ids, take_down_own};
+use mmm_tests::lab::{Lab, LabConfig, bench, chaos, data, demo, process, standing_ids, take_down_own};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::mpsc;
@@ -109,6 +110,53 @@ enum Verb {
     /// servers and the wire. Ends with 0 only if no address was on two hosts, no acknowledged row is lost without an
     /// excuse, and everything serves at the end.
     Chaos(Chaos),
+    /// Move, kill or cut off the writer again and again while many clients write, and look for every acknowledged row
+    /// on every host after each time. Ends with 0 only if nothing was lost, doubled, different or unexpected.
+    Data(Data),
+}
+
+#[derive(Args)]
+struct Data {
+    #[command(flatten)]
+    server: ServerChoice,
+    /// moves, kills or cuts.
+    #[arg(long)]
+    work: data::Work,
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Who turns semi-synchronous replication on: file (the servers' own files), lab (by SQL before each run), product,
+    /// or off: then what is lost is counted.
+    #[arg(long, default_value = "file")]
+    semisync: data::SemiSync,
+    /// The same as --semisync off.
+    #[arg(long, conflicts_with = "semisync")]
+    no_semisync: bool,
+    /// Rows a second, all clients together; each row is a transaction.
+    #[arg(long, default_value_t = 2000)]
+    rate: u32,
+    #[arg(long, default_value_t = 24)]
+    clients: u32,
+    /// Sync every commit to disk, on every server.
+    #[arg(long)]
+    durable: bool,
+    /// How the moments of the faults are spread.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A line for mmm_common.toml, e.g. 'auto_reclone = true'.
+    #[arg(long)]
+    common: Vec<String>,
+    /// A line for [monitor] of mmm_mon.toml.
+    #[arg(long)]
+    monitor: Vec<String>,
+    /// A line for [agent] of every mmm_agent.toml.
+    #[arg(long)]
+    agent: Vec<String>,
+    /// Keep the logs of runs with a surprise in this folder instead of one in /tmp.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Write the summary as JSON as well.
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -153,7 +201,7 @@ struct ServerChoice {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if matches!(cli.verb, Verb::Up(_) | Verb::Demo { .. } | Verb::Bench { .. } | Verb::Chaos(_)) {
+    if matches!(cli.verb, Verb::Up(_) | Verb::Demo { .. } | Verb::Bench { .. } | Verb::Chaos(_) | Verb::Data(_)) {
         take_down_when_told_to_end();
     }
     let result = act(cli);
@@ -177,6 +225,7 @@ fn act(cli: Cli) -> Result<ExitCode> {
         Verb::Demo { server, stay } => return demo::run(cli.id, server.server, stay).map(|()| ExitCode::SUCCESS),
         Verb::Bench { server, runs } => return bench::run(&server.server, runs).map(|()| ExitCode::SUCCESS),
         Verb::Chaos(asked) => return chaos(asked),
+        Verb::Data(asked) => return prove_data(asked),
         Verb::Down => {
             let lab = Lab::attach(id)?;
             let id = lab.id().to_owned();
@@ -265,6 +314,23 @@ fn chaos(asked: Chaos) -> Result<ExitCode> {
             .with_context(|| format!("write {}", file.display()))?;
     }
     Ok(if verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn prove_data(asked: Data) -> Result<ExitCode> {
+    let mut config = data::Config::new(&asked.server.server, asked.work, asked.runs);
+    config.semisync = if asked.no_semisync { data::SemiSync::Off } else { asked.semisync };
+    config.durable = asked.durable;
+    config.load.rate = asked.rate;
+    config.load.clients = asked.clients;
+    config.seed = asked.seed;
+    config.extra = Extra { common: asked.common, monitor: asked.monitor, agent: asked.agent };
+    config.dir = asked.dir;
+    let summary = data::run(&config)?;
+    if let Some(file) = asked.json {
+        std::fs::write(&file, serde_json::to_vec_pretty(&summary)?)
+            .with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(if summary.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn status(lab: &Lab) -> Result<()> {

@@ -17,7 +17,7 @@ use super::client::{Client, ClientConfig};
 use super::configs::Extra;
 use super::network::{APP, DB, GATEWAY, MONITOR};
 use super::process;
-use super::server::Settings;
+use super::server::{Settings, Sides};
 use super::{Lab, LabConfig, wait_for};
 use anyhow::{Context as _, Result, anyhow, bail};
 use holders::ServerState;
@@ -39,7 +39,7 @@ const EXTRA_FOR: Duration = Duration::from_secs(6);
 /// Without a writer for so long, far longer than any fault, the operator forces one, and the verdict says so.
 const STUCK: Duration = Duration::from_secs(75);
 const ROUND_TRIP: Duration = Duration::from_millis(500);
-const SETTINGS: Settings = Settings { semisync: true, durable: true };
+const SETTINGS: Settings = Settings { semisync: true, sides: Sides::InFile, durable: true };
 
 #[derive(Clone, Debug)]
 pub struct Config {

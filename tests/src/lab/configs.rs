@@ -14,6 +14,8 @@ pub struct Extra {
     pub common: Vec<String>,
     /// In `[monitor]` of mmm_mon.toml, e.g. `auto_set_online = "1s"`.
     pub monitor: Vec<String>,
+    /// In `[agent]` of every host's mmm_agent.toml, e.g. `on_hang = "kill"`.
+    pub agent: Vec<String>,
 }
 
 pub fn monitor_file(dir: &Path) -> PathBuf {
@@ -30,7 +32,7 @@ pub fn write(dir: &Path, extra: &Extra) -> Result<()> {
     save(&common, &common_text(&extra.common)?)?;
     save(&monitor_file(dir), &monitor_text(&common, dir, &extra.monitor)?)?;
     for host in DB {
-        save(&agent_file(dir, host), &agent_text(&common, dir, host))?;
+        save(&agent_file(dir, host), &agent_text(&common, dir, host, &extra.agent))?;
     }
     Ok(())
 }
@@ -95,7 +97,7 @@ monitor_password = "RepMonitor"
     ))
 }
 
-fn agent_text(common: &Path, dir: &Path, host: &str) -> String {
+fn agent_text(common: &Path, dir: &Path, host: &str, extra: &[String]) -> String {
     format!(
         r#"# Written by the lab.
 include = ["{}"]
@@ -104,10 +106,11 @@ this = "{host}"
 [agent]
 state_path   = "{}"
 mysql_socket = "{}"
-"#,
+{}"#,
         common.display(),
         dir.join(host).join("mmm_agentd.state").display(),
-        dir.join(host).join("mysqld.sock").display()
+        dir.join(host).join("mysqld.sock").display(),
+        lines(extra)
     )
 }
 
@@ -134,6 +137,7 @@ mod tests {
         let extra = Extra {
             common: vec!["lease_ttl = \"5s\"".to_owned()],
             monitor: vec!["auto_set_online = \"7s\"".to_owned()],
+            agent: vec!["watchdog_device = \"\"".to_owned()],
         };
         write(dir.path(), &extra).unwrap();
         let monitor = mmm_common::config::parse::monitor(&monitor_file(dir.path())).unwrap();

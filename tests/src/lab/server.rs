@@ -42,11 +42,22 @@ pub struct Server {
     plugins: PathBuf,
 }
 
+/// Who turns the two sides of semi-synchronous replication on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sides {
+    /// The servers' own files: both sides on both masters, for good.
+    InFile,
+    /// Somebody by SQL: the servers start with the plugins and the source side off. MariaDB's replica side is on,
+    /// because it takes an unacknowledged tail back after a crash only when it starts so.
+    BySql,
+}
+
 /// How the servers of one lab are set up.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Settings {
     /// Semi-synchronous replication between the two masters.
     pub semisync: bool,
+    pub sides: Sides,
     /// Every commit is synced to disk (sync_binlog, innodb_flush_log_at_trx_commit).
     pub durable: bool,
 }
@@ -294,6 +305,7 @@ impl Server {
             ("auto-increment-offset", if number == 2 { "2" } else { "1" }.to_owned()),
         ]);
         let semisync = settings.semisync && master;
+        let in_file = semisync && settings.sides == Sides::InFile;
         match self.dialect {
             Dialect::MariaDb => {
                 options.extend([
@@ -302,7 +314,7 @@ impl Server {
                     ("log-warnings", "1".to_owned()),
                     ("gtid-strict-mode", "1".to_owned()),
                     ("slave-net-timeout", "2".to_owned()),
-                    ("rpl-semi-sync-master-enabled", on(semisync)),
+                    ("rpl-semi-sync-master-enabled", on(in_file)),
                     ("rpl-semi-sync-slave-enabled", on(semisync)),
                     ("rpl-semi-sync-master-wait-point", "AFTER_SYNC".to_owned()),
                     ("rpl-semi-sync-master-timeout", "10000".to_owned()),
@@ -321,8 +333,9 @@ impl Server {
                     ("replica-net-timeout", "2".to_owned()),
                     ("plugin-load-add", "semisync_source.so".to_owned()),
                     ("plugin-load-add", "semisync_replica.so".to_owned()),
-                    ("loose-rpl-semi-sync-source-enabled", on(semisync)),
-                    ("loose-rpl-semi-sync-replica-enabled", on(semisync)),
+                    ("plugin-load-add", "mysql_clone.so".to_owned()),
+                    ("loose-rpl-semi-sync-source-enabled", on(in_file)),
+                    ("loose-rpl-semi-sync-replica-enabled", on(in_file)),
                     ("loose-rpl-semi-sync-source-wait-point", "AFTER_SYNC".to_owned()),
                     ("loose-rpl-semi-sync-source-timeout", "10000".to_owned()),
                     ("loose-rpl-semi-sync-source-wait-no-replica", "OFF".to_owned()),
