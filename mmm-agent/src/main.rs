@@ -10,6 +10,7 @@
 mod arp;
 mod clock;
 mod disk;
+mod examine;
 mod lines;
 mod monitor_link;
 mod mysql;
@@ -173,7 +174,8 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     let server = mysql::Database::start(Arc::clone(config), inputs);
     let hosts = config.cluster.hosts.iter().map(|(name, host)| (name.clone(), host.ip)).collect();
     let monitor_gone_after = config.cluster.lease_ttl + Cluster::MARGIN;
-    let myself = monitor_link::Myself { host: config.this.clone(), boot, hosts, monitor_gone_after };
+    let examiner = examine::of(config);
+    let myself = monitor_link::Myself { host: config.this.clone(), boot, hosts, monitor_gone_after, examiner };
     let refusals = lines::Refusals::default();
     let (from_agents, agents) = mpsc::channel(WAITING_OF_AGENTS);
     let peers = peers::Peers::start(&config.this, &config.cluster, &refusals, &from_agents);

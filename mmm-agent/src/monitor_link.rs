@@ -10,6 +10,7 @@
 //! makes the loop wait for the other side.
 
 use crate::clock;
+use crate::examine::Examiner;
 use crate::lines::{self, Ended, NotNow, Reading, Refusals, shortened};
 use crate::peer_link::PeerLink;
 use mmm_agent_core::io::{AskId, Input};
@@ -50,6 +51,7 @@ pub(crate) struct Myself {
     pub(crate) hosts: BTreeMap<HostName, IpAddr>,
     /// What a monitor has given is over so long after its last word.
     pub(crate) monitor_gone_after: Duration,
+    pub(crate) examiner: Examiner,
 }
 
 /// The port, the one connection to a monitor, if there is one, and those of other agents.
@@ -219,6 +221,12 @@ async fn serve(shared: Arc<Shared>, id: u64, stream: TcpStream, peer: SocketAddr
             let waiting = shared.peers.connected(&from, id, task);
             shared.peers.serve(&from, id, &mut reading, &mut writing, waiting).await
         }
+        // Its task, dropped here, runs on; it is bounded by the time of an examination.
+        Ok(Caller::Doctor(identity)) => {
+            let other = shared.state().commander.filter(|c| c.identity != identity);
+            let obeyed = other.map(|c| c.is_obeyed(clock::now(), shared.myself.monitor_gone_after).told);
+            shared.myself.examiner.serve(&mut writing, obeyed).await
+        }
     };
     refuse(&shared.refusals, reading, writing, peer, ended).await;
 }
@@ -287,7 +295,7 @@ impl Shared {
                         return Ended::Closed;
                     }
                 }
-                Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. }) => {
+                Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. } | ToAgent::Examine { .. }) => {
                     return Ended::Refused("a second hello on the same connection".to_owned());
                 }
                 Ok(ToAgent::Vouch(_)) => {
@@ -350,6 +358,8 @@ enum Caller {
     /// Its identity. Whether it is obeyed, and so answered, is decided when it takes its place.
     Monitor(u64),
     Agent(HostName),
+    /// A monitor that has this host examined. Its identity.
+    Doctor(u64),
 }
 
 /// The other side's hello, checked; another agent's is answered, too.
@@ -363,7 +373,7 @@ async fn hello(
     let caller = check_hello(&line, myself, peer.ip()).map_err(Ended::Refused)?;
     match caller {
         Caller::Agent(_) => lines::write(writing, &myself.hello()?).await?,
-        Caller::Monitor(_) => {}
+        Caller::Monitor(_) | Caller::Doctor(_) => {}
     }
     Ok(caller)
 }
@@ -381,7 +391,8 @@ fn check_hello(line: &str, myself: &Myself, came_from: IpAddr) -> Result<Caller,
     }
     match serde_json::from_str(line) {
         Ok(ToAgent::Hello { host, monitor, .. }) if host == myself.host => Ok(Caller::Monitor(monitor)),
-        Ok(ToAgent::Hello { host, .. }) => Err(format!(
+        Ok(ToAgent::Examine { host, monitor, .. }) if host == myself.host => Ok(Caller::Doctor(monitor)),
+        Ok(ToAgent::Hello { host, .. } | ToAgent::Examine { host, .. }) => Err(format!(
             "the monitor wants host '{host}', but this is the agent of '{}'; compare the ip of both hosts in the \
              monitor's configuration, and 'this' in mmm_agent.toml",
             myself.host
@@ -488,7 +499,8 @@ mod tests {
         let hosts = hosts.into_iter().map(|(name, ip)| (name.into(), ip.parse().unwrap())).collect();
         let (to_core, asked) = mpsc::channel(4);
         let refusals = Refusals::default();
-        let myself = Myself { host: "db1".into(), boot: Boot(7), hosts, monitor_gone_after: GONE_AFTER };
+        let examiner = Examiner::nothing();
+        let myself = Myself { host: "db1".into(), boot: Boot(7), hosts, monitor_gone_after: GONE_AFTER, examiner };
         let (link, inputs) = MonitorLink::start(at, myself, refusals.clone(), to_core);
         Port { at, link, inputs, asked, refusals }
     }
@@ -557,6 +569,7 @@ mod tests {
             addresses: BTreeMap::new(),
             replication: ReplicationOrder::Keep,
             task: None,
+            job: None,
         }
     }
 
@@ -566,6 +579,7 @@ mod tests {
             addresses: BTreeMap::new(),
             server: ServerReport::unknown("test"),
             task: None,
+            job: None,
             troubles,
             vouched: BTreeMap::new(),
             conflicts: BTreeMap::new(),

@@ -24,6 +24,7 @@
 mod clients;
 mod context;
 mod dialect;
+pub(crate) mod examine;
 mod follow;
 mod mariadb;
 mod mysql8;

@@ -110,7 +110,7 @@ impl PeerLink {
                         return Ended::Closed;
                     }
                 }
-                Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. }) => {
+                Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. } | ToAgent::Examine { .. }) => {
                     return Ended::Refused("a second hello on the same connection".to_owned());
                 }
                 Ok(ToAgent::Order(_)) => {

@@ -176,7 +176,7 @@ impl Peer {
                 self.at
             ))),
             Ok(FromAgent::Refused { why, .. }) => Err(Ended::Lost(format!("it refuses this agent: {why}"))),
-            Ok(FromAgent::Report(_) | FromAgent::Vouch(_)) => {
+            Ok(FromAgent::Report(_) | FromAgent::Vouch(_) | FromAgent::Examining { .. } | FromAgent::Examined(_)) => {
                 Err(Ended::Refused("the first line is no hello".to_owned()))
             }
             Err(e) => Err(Ended::Refused(format!("the first line is no hello ({e}): {}", shortened(line)))),
@@ -225,7 +225,9 @@ impl Peer {
             Ok(FromAgent::Vouch(answer)) => asked.check(&answer).map(|()| answer).map_err(Ended::Refused),
             Ok(FromAgent::Refused { why, .. }) => Err(Ended::Lost(format!("it refuses this agent: {why}"))),
             Ok(FromAgent::Hello { .. }) => Err(Ended::Refused("a second hello on the same connection".to_owned())),
-            Ok(FromAgent::Report(_)) => Err(Ended::Refused("a report; those are for the monitor".to_owned())),
+            Ok(FromAgent::Report(_) | FromAgent::Examining { .. } | FromAgent::Examined(_)) => {
+                Err(Ended::Refused("what is for the monitor only".to_owned()))
+            }
             Err(e) => Err(Ended::Refused(format!("a line is no answer ({e}): {}", shortened(line)))),
         }
     }

@@ -425,6 +425,7 @@ fn log(audit: Audit) {
 #[expect(clippy::wildcard_enum_match_arm, reason = "a scripted core has nothing to say about other inputs")]
 mod tests {
     use super::*;
+    use crate::examine::Examiner;
     use crate::lines::Refusals;
     use crate::monitor_link::Myself;
     use crate::testnet::TwoHosts;
@@ -487,8 +488,13 @@ mod tests {
         let (database, database_out) = mpsc::unbounded_channel();
         let (_, kernel) = mpsc::unbounded_channel();
         let at = "127.0.0.1:9989".parse().unwrap();
-        let myself =
-            Myself { host: "db1".into(), boot: Boot(1), hosts: BTreeMap::new(), monitor_gone_after: Duration::ZERO };
+        let myself = Myself {
+            host: "db1".into(),
+            boot: Boot(1),
+            hosts: BTreeMap::new(),
+            monitor_gone_after: Duration::ZERO,
+            examiner: Examiner::nothing(),
+        };
         let (from_agents, agents) = mpsc::channel(1);
         let (link, monitor) = MonitorLink::start(at, myself, Refusals::default(), from_agents);
         let wires = Wires {

@@ -7,6 +7,7 @@
 pub mod config;
 pub mod control;
 pub mod epoch;
+pub mod examine;
 pub mod frame;
 pub mod gtid;
 pub mod ids;

@@ -4,6 +4,7 @@
 //! The first line of either side is its hello. A side that hears another protocol number says so and closes.
 
 use crate::epoch::Boot;
+use crate::examine::Examined;
 use crate::ids::HostName;
 use crate::order::Order;
 use crate::report::Report;
@@ -37,6 +38,14 @@ pub enum ToAgent {
         from: HostName,
     },
     Vouch(VouchRequest),
+    /// The first and only line of a connection by which a monitor has the host examined for `mmm_control doctor`. It
+    /// changes nothing, so it does not matter whom the agent obeys.
+    Examine {
+        protocol: u32,
+        /// Whom the monitor thinks it is talking to.
+        host: HostName,
+        monitor: u64,
+    },
 }
 
 /// From an agent, to the monitor or to another agent that asks.
@@ -51,6 +60,12 @@ pub enum FromAgent {
     },
     Report(Box<Report>),
     Vouch(VouchAnswer),
+    /// An examination begins: this host's wall clock at that moment.
+    Examining {
+        unix_ms: u64,
+    },
+    /// It has ended; the last word.
+    Examined(Box<Examined>),
     /// The last word before the connection is closed: why.
     Refused {
         why: String,

@@ -243,7 +243,7 @@ impl Link {
                 let why = format!("the agent at {agent} refuses this monitor: {why}");
                 Err(if passes { End::Occupied(why) } else { End::Mismatch(why) })
             }
-            Ok(FromAgent::Report(_) | FromAgent::Vouch(_)) => {
+            Ok(FromAgent::Report(_) | FromAgent::Vouch(_) | FromAgent::Examining { .. } | FromAgent::Examined(_)) => {
                 Err(End::NoMessage(format!("the agent at {agent} sent something else before its hello")))
             }
             Err(e) => Err(End::NoMessage(format!(
@@ -275,6 +275,9 @@ async fn reports(host: &HostName, silence: Duration, lines: &mut Lines<impl Asyn
             Ok(FromAgent::Refused { why, .. }) => return End::Broken(format!("the agent closed the link: {why}")),
             Ok(FromAgent::Hello { .. }) => return End::NoMessage("the agent sent a second hello".to_owned()),
             Ok(FromAgent::Vouch(_)) => return End::NoMessage("the agent vouched; nobody had asked it".to_owned()),
+            Ok(FromAgent::Examining { .. } | FromAgent::Examined(_)) => {
+                return End::NoMessage("the agent told of an examination; nobody had asked for one here".to_owned());
+            }
             Err(e) => return End::NoMessage(format!("the agent sent something that is no message: {e}")),
         }
     }

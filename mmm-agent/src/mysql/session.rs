@@ -101,6 +101,11 @@ impl Fields {
         Ok(self.get(names)?.unwrap_or_default())
     }
 
+    /// Of a row with one column.
+    pub(super) fn first(&self) -> &str {
+        self.0.values().next().and_then(Option::as_deref).unwrap_or_default()
+    }
+
     pub(super) fn number(&self, names: &[&str]) -> Result<u64, Trouble> {
         let text = self.text(names)?;
         text.parse()

@@ -206,7 +206,11 @@ impl Monitor {
     pub(crate) fn report(&mut self) -> Report {
         match self.hear() {
             FromAgent::Report(report) => *report,
-            other @ (FromAgent::Hello { .. } | FromAgent::Vouch(_) | FromAgent::Refused { .. }) => panic!("{other:?}"),
+            other @ (FromAgent::Hello { .. }
+            | FromAgent::Vouch(_)
+            | FromAgent::Examining { .. }
+            | FromAgent::Examined(_)
+            | FromAgent::Refused { .. }) => panic!("{other:?}"),
         }
     }
 
@@ -223,6 +227,7 @@ impl Monitor {
             addresses: BTreeMap::from([(ROLE.parse().unwrap(), role)]),
             replication: ReplicationOrder::Keep,
             task: None,
+            job: None,
         }));
     }
 

@@ -236,7 +236,11 @@ fn replay_a_vouch(lab: &Lab, recorded: &Recorded, writer: &str) -> Result<()> {
     let role = IpAddr::V4(WRITER);
     let given = answers.iter().find_map(|a| match a {
         FromAgent::Vouch(answer) => Some(answer.vouched.contains_key(&role)),
-        FromAgent::Hello { .. } | FromAgent::Report(_) | FromAgent::Refused { .. } => None,
+        FromAgent::Hello { .. }
+        | FromAgent::Report(_)
+        | FromAgent::Examining { .. }
+        | FromAgent::Examined(_)
+        | FromAgent::Refused { .. } => None,
     });
     ensure!(given == Some(false), "an old request to vouch was answered: {heard}");
     Ok(())
