@@ -74,9 +74,10 @@ impl Cluster {
         }
     }
 
-    /// How long after a host has lost touch with everybody it may still answer for an address.
+    /// Within this a writer that has lost touch with everybody is fenced, with 2 s to spare: for longer it must not
+    /// acknowledge alone (data-safety.md, "Semi-synchronous replication").
     pub fn fenced_within(&self) -> Duration {
-        self.lease_ttl + Cluster::MARGIN
+        self.lease_ttl + Cluster::MARGIN + Duration::from_secs(2)
     }
 
     /// The role that carries the writer: exactly one exclusive role.

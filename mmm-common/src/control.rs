@@ -2,6 +2,7 @@
 //!
 //! The texts are MMM's, because scripts parse them; they are made in one place, [`Answer::text`].
 
+use crate::examine::{Finding, Severity};
 use crate::ids::{HostName, RoleName};
 use crate::state::{CheckKind, CheckResult, HostMode, HostState, MonitorMode};
 use serde::{Deserialize, Serialize};
@@ -22,8 +23,11 @@ pub enum Command {
     SetActive,
     SetManual,
     SetPassive,
+    /// `accept_lost`: transactions that only this host has are discarded, after saving them (data-safety.md).
     SetOnline {
         host: HostName,
+        #[serde(default)]
+        accept_lost: bool,
     },
     SetOffline {
         host: HostName,
@@ -41,13 +45,25 @@ pub enum Command {
     ConfirmDead {
         host: HostName,
     },
+    /// What only this host has, or had when it was last brought back in line.
+    Lost {
+        host: HostName,
+    },
+    /// Throw the host's data away, after saving what only it has, and copy those of another.
+    Reclone {
+        host: HostName,
+        from: HostName,
+    },
+    /// Examine everything that must be so, on every host. Answered beside the core.
+    Doctor,
 }
 
 impl Command {
     /// Whether it only looks. Anything else is logged with who asked.
     pub fn is_read_only(&self) -> bool {
         match self {
-            Command::Ping | Command::Show | Command::Checks { .. } | Command::Mode => true,
+            Command::Ping | Command::Show | Command::Checks { .. } | Command::Mode | Command::Lost { .. } => true,
+            Command::Doctor => true,
             Command::SetActive
             | Command::SetManual
             | Command::SetPassive
@@ -55,7 +71,8 @@ impl Command {
             | Command::SetOffline { .. }
             | Command::MoveRole { .. }
             | Command::SetIp { .. }
-            | Command::ConfirmDead { .. } => false,
+            | Command::ConfirmDead { .. }
+            | Command::Reclone { .. } => false,
         }
     }
 }
@@ -74,7 +91,10 @@ impl fmt::Display for Command {
             Command::SetActive => f.write_str("set_active"),
             Command::SetManual => f.write_str("set_manual"),
             Command::SetPassive => f.write_str("set_passive"),
-            Command::SetOnline { host } => write!(f, "set_online {host}"),
+            Command::SetOnline { host, accept_lost } => {
+                let accept = if *accept_lost { "--accept-lost " } else { "" };
+                write!(f, "set_online {accept}{host}")
+            }
             Command::SetOffline { host } => write!(f, "set_offline {host}"),
             Command::MoveRole { role, host, force } => {
                 let force = if *force { "--force " } else { "" };
@@ -82,6 +102,9 @@ impl fmt::Display for Command {
             }
             Command::SetIp { ip, host } => write!(f, "set_ip {ip} {host}"),
             Command::ConfirmDead { host } => write!(f, "confirm_dead {host}"),
+            Command::Lost { host } => write!(f, "lost {host}"),
+            Command::Reclone { host, from } => write!(f, "reclone {host} --from {from}"),
+            Command::Doctor => f.write_str("doctor"),
         }
     }
 }
@@ -112,6 +135,28 @@ pub enum Answer {
     Checks {
         checks: Vec<CheckLine>,
     },
+    Lost(Lost),
+    /// An error when one of the findings is.
+    Doctor {
+        findings: Vec<Finding>,
+    },
+}
+
+/// Transactions that only one host has, or had when it was brought back in line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    pub host: HostName,
+    pub transactions: u64,
+    /// In words: whether they are still there.
+    pub state: String,
+    /// Whether clients were told that they are committed; None: there is nothing to tell.
+    pub acknowledged: Option<String>,
+    /// Where the SQL is, on that host; None: not saved yet.
+    pub saved: Option<String>,
+    pub gtids: Option<String>,
+    /// One line each, at most [`crate::report::Extras::LISTED`].
+    pub list: Vec<String>,
+    pub cure: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,7 +201,10 @@ impl Answer {
     pub fn is_error(&self) -> bool {
         match self {
             Answer::Refused { .. } => true,
-            Answer::Done { .. } | Answer::Mode { .. } | Answer::Show(_) | Answer::Checks { .. } => false,
+            Answer::Doctor { findings } => findings.iter().any(|f| f.severity == Severity::Error),
+            Answer::Done { .. } | Answer::Mode { .. } | Answer::Show(_) | Answer::Checks { .. } | Answer::Lost(_) => {
+                false
+            }
         }
     }
 
@@ -169,6 +217,8 @@ impl Answer {
             Answer::Mode { mode } => format!("{mode}\n"),
             Answer::Show(show) => show.text(),
             Answer::Checks { checks } => checks_text(checks, local_time),
+            Answer::Lost(lost) => lost.text(),
+            Answer::Doctor { findings } => doctor_text(findings),
         }
     }
 }
@@ -192,6 +242,61 @@ impl Show {
         }
         out
     }
+}
+
+impl Lost {
+    fn text(&self) -> String {
+        let mut out = format!("{}: {}\n", self.host, one_line(&self.state));
+        if let Some(acknowledged) = &self.acknowledged {
+            let _ = writeln!(out, "  {}", one_line(acknowledged));
+        }
+        if self.transactions > 0 {
+            let saved = self.saved.as_deref().unwrap_or("not yet");
+            let _ = writeln!(out, "  saved as SQL on {}: {}", self.host, one_line(saved));
+        }
+        if let Some(gtids) = &self.gtids {
+            let _ = writeln!(out, "  gtids: {}", one_line(gtids));
+        }
+        for line in &self.list {
+            let _ = writeln!(out, "    {}", one_line(line));
+        }
+        let listed = u64::try_from(self.list.len()).unwrap_or(u64::MAX);
+        if !self.list.is_empty() && self.transactions > listed {
+            let _ = writeln!(out, "    and {} more", self.transactions - listed);
+        }
+        if let Some(cure) = &self.cure {
+            let _ = writeln!(out, "  {}", one_line(cure));
+        }
+        out
+    }
+}
+
+/// What is not as it should be, the worst first, each with its cure; then how many things were looked at.
+fn doctor_text(findings: &[Finding]) -> String {
+    let mut out = String::new();
+    let mut bad: Vec<&Finding> = findings.iter().filter(|f| f.severity != Severity::Ok).collect();
+    // Stable: within one severity as the monitor has sorted them, by host.
+    bad.sort_by_key(|f| std::cmp::Reverse(f.severity));
+    for f in bad {
+        let host = f.host.as_ref().map_or("monitor", HostName::as_str);
+        let severity = f.severity.as_str().to_uppercase();
+        let _ = writeln!(out, "{severity} {host} {}: {}", f.subject, one_line(&f.found));
+        let _ = writeln!(out, "  tried: {}", one_line(&f.tried));
+        if !f.cure.is_empty() {
+            let _ = writeln!(out, "  cure:  {}", one_line(&f.cure));
+        }
+    }
+    let count = |severity| findings.iter().filter(|f| f.severity == severity).count();
+    let _ = writeln!(
+        out,
+        "# {} examined: {} errors, {} warnings, {} notices, {} in order",
+        findings.len(),
+        count(Severity::Error),
+        count(Severity::Warning),
+        count(Severity::Notice),
+        count(Severity::Ok)
+    );
+    out
 }
 
 /// One line a check, in columns as wide as the widest name.
@@ -254,6 +359,29 @@ mod tests {
              \x20 db2(192.168.0.32) master/AWAITING_RECOVERY. Roles: \n\
              # Role writer has preferred host db1\n"
         );
+    }
+
+    #[test]
+    fn doctor_names_the_worst_first_and_counts_the_rest() {
+        use crate::examine::Subject;
+        let bad = |severity, found: &str| Finding::bad(severity, Subject::LogBin, "log_bin", found, "log_bin=x");
+        let answer = |findings| Answer::Doctor { findings };
+        let ok = Finding::ok(Subject::Server, "logging in", "9.7.4").on(&"db1".into());
+        let mixed =
+            answer(vec![bad(Severity::Warning, "a\nb").on(&"db1".into()), ok.clone(), bad(Severity::Error, "OFF")]);
+        assert!(mixed.is_error());
+        assert_eq!(
+            mixed.text(&|_| String::new()),
+            "ERROR monitor log_bin: OFF\n\
+             \x20 tried: log_bin\n\
+             \x20 cure:  log_bin=x\n\
+             WARNING db1 log_bin: a b\n\
+             \x20 tried: log_bin\n\
+             \x20 cure:  log_bin=x\n\
+             # 3 examined: 1 errors, 1 warnings, 0 notices, 1 in order\n"
+        );
+        let fine = answer(vec![ok, bad(Severity::Warning, "w"), bad(Severity::Notice, "n")]);
+        assert!(!fine.is_error(), "warnings and notices are no error");
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub use mariadb::MariaGtids;
 pub use mysql::MysqlGtids;
 
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// What a server has executed or received, by GTID.
@@ -22,6 +23,25 @@ impl Gtids {
     /// Whether everything in `other` is in `self`; None when the two are of different dialects.
     pub fn contains(&self, other: &Gtids) -> Option<bool> {
         self.missing(other).map(|n| n == 0)
+    }
+
+    /// How many transactions of `other` are not in `self`, by who wrote them first: `domain-server_id`, or MySQL's UUID
+    /// (with the tag). Empty when the two are of different dialects.
+    pub fn missing_by_source(&self, other: &Gtids) -> BTreeMap<String, u64> {
+        match (self, other) {
+            (Gtids::MariaDb(a), Gtids::MariaDb(b)) => a.missing_by_source(b),
+            (Gtids::MySql(a), Gtids::MySql(b)) => a.missing_by_source(b),
+            (Gtids::MariaDb(_), Gtids::MySql(_)) | (Gtids::MySql(_), Gtids::MariaDb(_)) => BTreeMap::new(),
+        }
+    }
+
+    /// Who has written anything in it; as in [`Gtids::missing_by_source`].
+    pub fn sources(&self) -> BTreeSet<String> {
+        let nothing = match self {
+            Gtids::MariaDb(_) => Gtids::MariaDb(MariaGtids::default()),
+            Gtids::MySql(_) => Gtids::MySql(MysqlGtids::default()),
+        };
+        nothing.missing_by_source(self).into_keys().collect()
     }
 
     /// How many transactions of `other` are not in `self`; None when the two are of different dialects.

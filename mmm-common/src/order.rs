@@ -111,15 +111,16 @@ pub struct Job {
 }
 
 /// What is done to transactions that a host has and the active master lacks (data-safety.md, "When the old master comes
-/// back"). `lacking`: what the active master has executed; everything else here is extra.
+/// back"). Extra is what is in `having`, this host's position when the two were compared, and not in `lacking`, the active
+/// master's. What this host has executed since then was replicated to it and is not extra.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "job", rename_all = "snake_case")]
 pub enum JobWork {
     /// Count them, list them, and save them as SQL on this host. Changes nothing.
-    Save { lacking: Gtids },
+    Save { having: Gtids, lacking: Gtids },
     /// Saved before: undo their row changes and take them out of the server's GTID state, where every one of them can
     /// be undone; else fail, having changed nothing.
-    Undo { lacking: Gtids },
+    Undo { having: Gtids, lacking: Gtids },
     /// Saved before: throw this host's data away and copy those of `from`. Ends with the server running, read-only, its
     /// GTID state that of the copy, and nothing to replicate from.
     Reclone { from: HostName },

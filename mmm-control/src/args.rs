@@ -24,7 +24,8 @@ Valid commands are:
     ping                              - ping monitor
     show                              - show status
     checks [<host>|all [<check>|all]] - show checks status
-    set_online <host>                 - set host <host> online
+    set_online [--accept-lost] <host> - set host <host> online
+                                        (--accept-lost: discard what only this host has, after saving it)
     set_offline <host>                - set host <host> offline
     mode                              - print current mode
     set_active                        - switch into active mode
@@ -36,6 +37,10 @@ Valid commands are:
                                         (Only in passive mode)
     confirm_dead <host>               - your word that host <host> is switched off and stays so:
                                         others may take over its roles without waiting for it
+    lost <host>                       - what only host <host> has, or had: how many transactions, and where they are saved
+    reclone <host> --from <host>      - throw the data of a host away and copy those of another
+    doctor                            - examine every prerequisite on every host; what is wrong, and the cure
+                                        (exits with 1 when there is an error)
 
 Options:
     @CLUSTER                          - first word only: read mmm_mon_CLUSTER.toml beside the default configuration
@@ -96,6 +101,8 @@ enum Verb {
     SetManual,
     SetPassive,
     SetOnline {
+        #[arg(long)]
+        accept_lost: bool,
         host: String,
     },
     SetOffline {
@@ -114,6 +121,15 @@ enum Verb {
     ConfirmDead {
         host: String,
     },
+    Lost {
+        host: String,
+    },
+    Reclone {
+        host: String,
+        #[arg(long, value_name = "HOST")]
+        from: String,
+    },
+    Doctor,
 }
 
 /// Reads the words after the program's name. `json` is found even when the rest is wrong, because the complaint has
@@ -165,7 +181,7 @@ fn command(verb: Verb) -> Option<Result<Command, String>> {
         Verb::SetActive => Command::SetActive,
         Verb::SetManual => Command::SetManual,
         Verb::SetPassive => Command::SetPassive,
-        Verb::SetOnline { host } => Command::SetOnline { host: HostName(host) },
+        Verb::SetOnline { accept_lost, host } => Command::SetOnline { host: HostName(host), accept_lost },
         Verb::SetOffline { host } => Command::SetOffline { host: HostName(host) },
         Verb::MoveRole { force, role, host } => Command::MoveRole { role: RoleName(role), host: HostName(host), force },
         Verb::SetIp { ip, host } => match ip.parse() {
@@ -173,6 +189,9 @@ fn command(verb: Verb) -> Option<Result<Command, String>> {
             Err(_) => return Some(Err(format!("'{ip}' is not an IP address!"))),
         },
         Verb::ConfirmDead { host } => Command::ConfirmDead { host: HostName(host) },
+        Verb::Lost { host } => Command::Lost { host: HostName(host) },
+        Verb::Reclone { host, from } => Command::Reclone { host: HostName(host), from: HostName(from) },
+        Verb::Doctor => Command::Doctor,
     }))
 }
 

@@ -14,6 +14,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A move answers when it has ended: grace, catching up, draining and the round trips between, with the defaults.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(90);
+/// Every host at once; the slowest part has a deadline of its own.
+const DOCTOR_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest answer: `checks` of thousands of hosts fits many times.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
@@ -54,6 +56,7 @@ pub(crate) fn ask(at: SocketAddr, command: &Command, timeout: Option<Duration>) 
 fn usual_timeout(command: &Command) -> Duration {
     match command {
         Command::MoveRole { .. } => MOVE_TIMEOUT,
+        Command::Doctor => DOCTOR_TIMEOUT,
         Command::Ping
         | Command::Show
         | Command::Checks { .. }
@@ -64,7 +67,9 @@ fn usual_timeout(command: &Command) -> Duration {
         | Command::SetOnline { .. }
         | Command::SetOffline { .. }
         | Command::SetIp { .. }
-        | Command::ConfirmDead { .. } => ANSWER_TIMEOUT,
+        | Command::ConfirmDead { .. }
+        | Command::Lost { .. }
+        | Command::Reclone { .. } => ANSWER_TIMEOUT,
     }
 }
 

@@ -129,7 +129,7 @@ fn world(seed: u64, kind: Kind) -> World {
 fn begin(w: &mut World) {
     w.run(4_000);
     for host in HOSTS {
-        w.command(Command::SetOnline { host: host.into() });
+        w.command(Command::SetOnline { host: host.into(), accept_lost: false });
         w.run(3_000);
     }
 }
@@ -409,7 +409,7 @@ fn set_online(w: &mut World) {
     for host in HOSTS {
         let state = w.saved().and_then(|s| s.hosts.get(&HostName::from(host))).map(|h| h.state);
         if matches!(state, Some(HostState::AdminOffline | HostState::AwaitingRecovery)) {
-            let answer = w.text(Command::SetOnline { host: host.into() });
+            let answer = w.text(Command::SetOnline { host: host.into(), accept_lost: false });
             note(w, &format!("set_online {host}: {}", answer.trim()));
         }
     }

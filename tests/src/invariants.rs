@@ -104,7 +104,7 @@ mod tests {
         let mut w = World::new();
         w.run(2_500);
         for host in ["db1", "db2", "db3"] {
-            w.command(mmm_common::control::Command::SetOnline { host: host.into() });
+            w.command(mmm_common::control::Command::SetOnline { host: host.into(), accept_lost: false });
             w.run(1_500);
         }
         w.run(3_000);

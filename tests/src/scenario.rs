@@ -67,7 +67,7 @@ impl Stage {
         let mut world = World::new();
         world.run(2_500);
         for host in ["db1", "db2", "db3"] {
-            world.command(Command::SetOnline { host: host.into() });
+            world.command(Command::SetOnline { host: host.into(), accept_lost: false });
             world.run(1_500);
         }
         world.run(3_000);
@@ -139,7 +139,7 @@ impl Stage {
             ["lose", "disk"] => w.forget_status(),
             ["move", role, host] => drop(w.command(move_role(role, host, false))),
             ["force", role, host] => drop(w.command(move_role(role, host, true))),
-            ["set_online", host] => drop(w.command(Command::SetOnline { host: (*host).into() })),
+            ["set_online", host] => drop(w.command(Command::SetOnline { host: (*host).into(), accept_lost: false })),
             ["set_offline", host] => drop(w.command(Command::SetOffline { host: (*host).into() })),
             ["confirm_dead", host] => drop(w.command(Command::ConfirmDead { host: (*host).into() })),
             _ => return Err("not understood".to_owned()),

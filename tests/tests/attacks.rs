@@ -34,7 +34,7 @@ fn told(w: &World) -> String {
 }
 
 fn set_online(w: &mut World, host: &str) -> String {
-    w.text(Command::SetOnline { host: host.into() })
+    w.text(Command::SetOnline { host: host.into(), accept_lost: false })
 }
 
 fn move_writer(to: &str, force: bool) -> Command {
@@ -91,6 +91,7 @@ fn a_planned_move_does_not_become_a_failover_by_a_server_that_is_not_known_to_be
 fn a_stale_master_is_not_promoted_because_its_agent_was_away_for_a_moment() {
     let mut w = cluster();
     w.host("db2").server.io = false;
+    w.host("db3").server.io = false;
     w.run(16_000);
     w.stop_agent("db2");
     w.run(1_000);
@@ -106,6 +107,7 @@ fn a_stale_master_is_not_promoted_because_its_agent_was_away_for_a_moment() {
 fn a_stale_master_is_not_promoted_because_the_monitor_has_forgotten_since_when() {
     let mut w = cluster();
     w.host("db2").server.io = false;
+    w.host("db3").server.io = false;
     w.run(16_000);
     w.stop_monitor();
     w.run(500);
@@ -121,6 +123,7 @@ fn a_stale_master_is_not_promoted_because_the_monitor_has_forgotten_since_when()
 fn nobody_waits_for_a_stale_master_when_the_old_one_is_back() {
     let mut w = cluster();
     w.host("db2").server.io = false;
+    w.host("db3").server.io = false;
     w.run(16_000);
     w.kill_server("db1");
     w.run(5_000);

@@ -31,7 +31,7 @@ fn told(w: &World) -> String {
 }
 
 fn set_online(w: &mut World, host: &str) {
-    let answer = w.text(Command::SetOnline { host: host.into() });
+    let answer = w.text(Command::SetOnline { host: host.into(), accept_lost: false });
     assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
 }
 

@@ -423,7 +423,7 @@ fn count(w: &World, text: &str) -> usize {
 }
 
 fn set_online(w: &mut World, host: &str) {
-    let answer = w.text(Command::SetOnline { host: host.into() });
+    let answer = w.text(Command::SetOnline { host: host.into(), accept_lost: false });
     assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
 }
 

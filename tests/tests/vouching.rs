@@ -9,7 +9,7 @@ const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
 const READERS: [&str; 3] = ["10.0.0.51", "10.0.0.52", "10.0.0.53"];
 
 fn set_online(w: &mut World, host: &str) {
-    let answer = w.text(Command::SetOnline { host: host.into() });
+    let answer = w.text(Command::SetOnline { host: host.into(), accept_lost: false });
     assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
 }
 

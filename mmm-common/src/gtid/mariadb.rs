@@ -28,7 +28,13 @@ impl MariaGtids {
 
     /// How many sequence numbers of `other` lie above what is here.
     pub fn missing(&self, other: &MariaGtids) -> u64 {
-        other.highest.iter().map(|(key, seq)| seq.saturating_sub(self.highest.get(key).copied().unwrap_or(0))).sum()
+        self.missing_by_source(other).values().sum()
+    }
+
+    pub(super) fn missing_by_source(&self, other: &MariaGtids) -> BTreeMap<String, u64> {
+        let rest = |key: &(u32, u32), seq: u64| seq.saturating_sub(self.highest.get(key).copied().unwrap_or(0));
+        let all = other.highest.iter().map(|(key, seq)| (format!("{}-{}", key.0, key.1), rest(key, *seq)));
+        all.filter(|(_, n)| *n > 0).collect()
     }
 }
 

@@ -26,14 +26,16 @@ impl MysqlGtids {
 
     /// How many transactions of `other` are not here.
     pub fn missing(&self, other: &MysqlGtids) -> u64 {
-        other
-            .intervals
-            .iter()
-            .map(|(source, theirs)| {
-                let mine = self.intervals.get(source).map_or(&[][..], Vec::as_slice);
-                theirs.iter().map(|&(from, to)| (to - from + 1) - covered(mine, from, to)).sum::<u64>()
-            })
-            .sum()
+        self.missing_by_source(other).values().sum()
+    }
+
+    pub(super) fn missing_by_source(&self, other: &MysqlGtids) -> BTreeMap<String, u64> {
+        let all = other.intervals.iter().map(|(source, theirs)| {
+            let mine = self.intervals.get(source).map_or(&[][..], Vec::as_slice);
+            let rest: u64 = theirs.iter().map(|&(from, to)| (to - from + 1) - covered(mine, from, to)).sum();
+            (source.clone(), rest)
+        });
+        all.filter(|(_, n)| *n > 0).collect()
     }
 }
 
@@ -137,6 +139,10 @@ mod tests {
         assert_eq!(missing("A:1-10", "A:t:1-4"), 4, "a tag is a source of its own");
         assert_eq!(missing("A:1-10:t:1-4", "A:3:t:2"), 0);
         assert_eq!(missing("", "A:7"), 1);
+        let gtids = |s: &str| crate::gtid::Gtids::MySql(s.replace('A', A).parse().unwrap());
+        let by_source = gtids("A:1-3").missing_by_source(&gtids("A:1-5:t:1"));
+        assert_eq!(by_source, [(A.to_owned(), 2), (format!("{A}:t"), 1)].into());
+        assert_eq!(gtids("A:1-5:t:1").sources(), [A.to_owned(), format!("{A}:t")].into());
     }
 
     #[test]

@@ -34,11 +34,16 @@ impl Core {
             Command::SetActive => self.set_mode(MonitorMode::Active, "active", out),
             Command::SetManual => self.set_mode(MonitorMode::Manual, "manual", out),
             Command::SetPassive => self.set_mode(MonitorMode::Passive, "passive", out),
-            Command::SetOnline { host } => self.set_online(now, &host, out),
+            Command::SetOnline { host, accept_lost } => self.set_online(now, &host, accept_lost.then_some(who), out),
             Command::SetOffline { host } => self.set_offline(now, &host, out),
             Command::MoveRole { role, host, force } => self.move_role(now, id, &role, &host, force, out),
             Command::SetIp { ip, host } => self.set_ip(ip, &host, out),
             Command::ConfirmDead { host } => self.confirm_dead(now, &host, out),
+            Command::Lost { host } => {
+                self.unknown_host(&host).unwrap_or_else(|| Outcome::Now(Answer::Lost(self.lost(&host))))
+            }
+            Command::Reclone { host, from } => self.reclone(now, &host, &from, who),
+            Command::Doctor => refused("doctor is answered where mmm_control connects, not here.".to_owned()),
         };
         let answer = match outcome {
             Outcome::Later => None,
@@ -48,7 +53,13 @@ impl Core {
             let result = match &answer {
                 None => "under way".to_owned(),
                 Some(Answer::Done { text } | Answer::Refused { text }) => text.clone(),
-                Some(Answer::Mode { .. } | Answer::Show(_) | Answer::Checks { .. }) => String::new(),
+                Some(
+                    Answer::Mode { .. }
+                    | Answer::Show(_)
+                    | Answer::Checks { .. }
+                    | Answer::Lost(_)
+                    | Answer::Doctor { .. },
+                ) => String::new(),
             };
             info(out, None, format!("Operator ({who}) asked {asked}: {result}"));
         }
@@ -76,7 +87,14 @@ impl Core {
         done(format!("Switched into {word} mode."))
     }
 
-    fn set_online(&mut self, now: Millis, name: &HostName, out: &mut Vec<Output>) -> Outcome {
+    /// `accept_lost`: who accepts that what only this host has is discarded after saving it.
+    fn set_online(
+        &mut self,
+        now: Millis,
+        name: &HostName,
+        accept_lost: Option<&str>,
+        out: &mut Vec<Output>,
+    ) -> Outcome {
         if let Some(no) = self.unknown_host(name).or_else(|| self.not_in_passive()) {
             return no;
         }
@@ -105,10 +123,20 @@ impl Core {
                 host.facts.link_down
             ));
         }
+        let host_is_offline = host.status.state == HostState::AdminOffline;
         match (host.compared, &active) {
             (Compared::Extra(n), Some(active)) => {
-                return refused(format!(
-                    "Host '{name}' has {n} transactions that the active master '{active}' lacks. It can't be switched to ONLINE: save them and re-clone it, or undo them."
+                let Some(who) = accept_lost else {
+                    return refused(format!(
+                        "Host '{name}' has {n} transactions that the active master '{active}' lacks. It can't be switched to ONLINE. Look at 'lost {name}', then use set_online --accept-lost {name} to discard them, or reclone {name} --from {active}."
+                    ));
+                };
+                self.accept_lost(name, who);
+                if host_is_offline {
+                    self.set_state(now, name, HostState::AwaitingRecovery, "by the operator", out);
+                }
+                return done(format!(
+                    "The {n} transactions that only '{name}' has are discarded, after saving them. It comes ONLINE by itself when that is done. Look at 'show' for how far it is."
                 ));
             }
             (Compared::Open, Some(active))
@@ -283,6 +311,24 @@ impl Core {
         ))
     }
 
+    fn reclone(&mut self, now: Millis, name: &HostName, from: &HostName, who: &str) -> Outcome {
+        let unknown = self.unknown_host(name).or_else(|| self.unknown_host(from));
+        if let Some(no) = unknown.or_else(|| self.not_in_passive()) {
+            return no;
+        }
+        if let Some(why) = self.refuses_reclone(now, name, from) {
+            return refused(why);
+        }
+        self.ask_for_reclone(name, from, who);
+        let then = match self.hosts.get(name).map(|h| h.status.state) {
+            Some(HostState::AdminOffline) => format!("Use set_online {name} when that is done."),
+            Some(_) | None => "It comes ONLINE by itself when that is done.".to_owned(),
+        };
+        done(format!(
+            "The data of '{name}' are replaced by those of '{from}'. {then} Look at 'show' for how far it is."
+        ))
+    }
+
     fn checks(&self, now: Millis, host: Option<HostName>, check: Option<CheckKind>) -> Outcome {
         if let Some(no) = host.as_ref().and_then(|h| self.unknown_host(h)) {
             return no;
@@ -308,10 +354,6 @@ impl Core {
             if !self.agent_answers(now, name) {
                 warnings.push(format!("Warning: agent on host {name} is not reachable"));
             }
-            if let (Compared::Extra(n), Some(active)) = (host.compared, &self.active) {
-                warnings
-                    .push(format!("Warning: host {name} has {n} transactions that the active master {active} lacks"));
-            }
             for trouble in host.facts.report.iter().flat_map(|r| &r.troubles) {
                 warnings.push(format!("Warning: host {name}: {trouble}"));
             }
@@ -319,6 +361,7 @@ impl Core {
                 warnings.push(format!("Warning: host {name}: somebody else, {mac}, answers for {ip}"));
             }
         }
+        warnings.extend(self.losses());
         warnings.extend(self.remarks.values().map(|text| format!("Warning: {text}")));
         for (ip, slot) in &self.slots {
             let (Some(holder), Some(granters)) = (&slot.state.holder, slot.settled_granters()) else { continue };
@@ -357,14 +400,36 @@ impl Core {
                 })
             })
             .collect();
-        let notes = self
+        let mut notes: Vec<String> = self
             .config
             .cluster
             .roles
             .iter()
             .filter_map(|(name, role)| role.prefer.as_ref().map(|p| format!("Role {name} has preferred host {p}")))
             .collect();
+        notes.extend(self.semisync_note());
         Show { mode: self.mode, cause: self.cause.clone(), warnings, hosts, notes }
+    }
+
+    /// Whether an acknowledged commit is on a second host.
+    fn semisync_note(&self) -> Option<String> {
+        let writer = self.active.as_ref().filter(|a| self.writer_holder() == Some(*a))?;
+        let role = &self.config.cluster.active_master_role;
+        let facts = &self.hosts.get(writer)?.facts;
+        let state = match facts.semisync.as_ref().map(|s| (s, s.in_effect(self.config.cluster.fenced_within()))) {
+            Some((s, Ok(()))) => {
+                let replicas =
+                    if s.replicas == 1 { "1 replica".to_owned() } else { format!("{} replicas", s.replicas) };
+                format!("semi-synchronous: {replicas} of {writer} acknowledge commits")
+            }
+            Some((_, Err(why))) => format!("ASYNC, a failover can lose acknowledged commits of {writer}: {why}"),
+            None => {
+                format!(
+                    "ASYNC, a failover can lose acknowledged commits of {writer}: it has no semi-synchronous replication"
+                )
+            }
+        };
+        Some(format!("Role {role} is {state}"))
     }
 
     /// The end of a move of the writer that somebody waits for.

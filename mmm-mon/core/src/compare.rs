@@ -39,6 +39,7 @@ impl Core {
                 Some(_) | None => Compared::Open,
             };
             if matches!(verdict, Compared::Extra(_)) {
+                host.extra = Some((sample.clone(), there.clone()));
                 // The next sample may look different: somebody may have undone them.
                 host.sample = Some((here, now));
             }

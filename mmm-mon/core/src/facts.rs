@@ -7,7 +7,7 @@ use mmm_common::config::{Check as CheckConfig, Monitor as Config};
 use mmm_common::epoch::{Anchor, Boot};
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::Millis;
-use mmm_common::report::{Life, Report, Writing};
+use mmm_common::report::{Life, Report, SemiSync, Writing};
 use mmm_common::state::{CheckKind, CheckResult};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -54,6 +54,10 @@ pub(crate) struct HostFacts {
     silent_before: Duration,
     /// When a report last said that the I/O thread is connected, and to which address.
     pub(crate) replicating: Option<(Millis, String)>,
+    /// Semi-synchronous replication, as last told by the agent of a living server.
+    pub(crate) semisync: Option<SemiSync>,
+    /// What its server had executed, as last told while it was alive.
+    pub(crate) last_executed: Option<Gtids>,
 }
 
 impl HostFacts {
@@ -74,6 +78,8 @@ impl HostFacts {
             gone: None,
             silent_before: Duration::ZERO,
             replicating: None,
+            semisync: None,
+            last_executed: None,
         }
     }
 
@@ -110,6 +116,10 @@ impl HostFacts {
                 self.gone
                     .get_or_insert((now, format!("its agent says that the server has not answered for {for_ms} ms")));
             }
+        }
+        if report.server.life == Life::Alive {
+            self.semisync.clone_from(&report.server.semisync);
+            self.last_executed.clone_from(&report.server.executed);
         }
         if let Some(r) = report.server.replication.as_ref().filter(|r| r.io_running) {
             self.replicating = Some((now, r.source.clone()));

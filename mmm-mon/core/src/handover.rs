@@ -3,8 +3,10 @@
 //! Whatever step fails, there is exactly one writer afterwards, or a stated reason why there is none. This file decides
 //! which step comes next; it never gives the address to anybody without the proof that only `slot.rs` can make.
 
+use crate::gather::{Gathering, Next};
 use crate::granters::granters_of;
 use crate::io::RequestId;
+use crate::losses::Acknowledged;
 use crate::roles::{Eligible, Wish};
 use crate::slot::{Blocked, Slot};
 use mmm_common::config::{Cluster, OnDrainTimeout};
@@ -12,7 +14,7 @@ use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{Task, Work};
-use mmm_common::report::{Report, TaskOutcome, Writing};
+use mmm_common::report::{Report, SemiSync, TaskOutcome, Writing};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -29,8 +31,6 @@ const OPEN_WITHIN: Duration = Duration::from_secs(10);
 const KILL_AGAIN: Duration = Duration::from_secs(30);
 /// "Nearly caught up": the target may be this far behind when the old master is closed.
 const NEAR: Duration = Duration::from_millis(500);
-/// A candidate that stopped fetching longer than this before the old master failed lacks what was written since.
-const STALE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -44,9 +44,21 @@ pub(crate) enum Phase {
     CatchingUp { to: Eligible, task: Epoch, position: Gtids, since: Millis },
     /// Nobody may hold the address but the target: wait for the release, the end of the lease, or a kill.
     Fencing { to: Eligible, in_step: bool },
-    /// Unplanned, step 3: the target applies everything it has received.
-    Draining { to: Eligible, task: Epoch, since: Millis },
-    /// Draining failed, and nobody is promoted.
+    /// Unplanned, step 3: the target, and every other replica, applies everything it has received.
+    Draining { to: Eligible, task: Epoch, since: Millis, gather: Gathering },
+    /// Unplanned, step 2: the target has applied everything; what others have is looked at.
+    Gathering { to: Eligible, task: Epoch, since: Millis, position: Option<Gtids>, gather: Gathering },
+    /// What only another replica has is fetched from it.
+    Fetching {
+        to: Eligible,
+        from: HostName,
+        position: Gtids,
+        task: Epoch,
+        drain: Epoch,
+        since: Millis,
+        gather: Gathering,
+    },
+    /// Draining or fetching failed, and nobody is promoted.
     Holding { to: Eligible, since: Millis, why: String },
     /// The target has the order; wait until it reports itself open.
     Opening { to: HostName, since: Millis },
@@ -64,6 +76,10 @@ pub(crate) struct Handover {
     /// The operator takes the loss.
     pub(crate) force: bool,
     kill_asked: Option<Millis>,
+    /// When the old master was last at work, as it looked when it was given up.
+    failed_at: Option<Millis>,
+    /// What the target lacks, or may lack, when it is promoted all the same.
+    short_of: Option<String>,
     /// The target had applied everything of the old master's when it took over.
     in_step: bool,
     /// When a preference moved the writer, within flap_duration: a host that comes and goes must not take it to and fro.
@@ -94,6 +110,14 @@ pub(crate) struct HostView<'a> {
     pub(crate) last_alive: Millis,
     /// When its I/O thread was last connected, and to where.
     pub(crate) replicating: Option<&'a (Millis, String)>,
+    /// It is not known to have transactions that the active master lacks.
+    pub(crate) trusted: bool,
+    /// Semi-synchronous replication, as last told while its server was alive.
+    pub(crate) semisync: Option<&'a SemiSync>,
+    /// What its server had executed, as last told while it was alive.
+    pub(crate) last_executed: Option<&'a Gtids>,
+    /// It is one of those that acknowledge.
+    pub(crate) acknowledges: bool,
 }
 
 /// What came of one round; the caller logs it and acts on it.
@@ -109,6 +133,8 @@ pub(crate) enum Event {
     Opened { from: Option<HostName>, to: HostName, in_step: bool },
     /// The writer had to be taken from this host without its help, and nobody had asked for it.
     Lost(HostName),
+    /// The writer is given to `to` without the help of `from`.
+    FailedOver { from: Option<HostName>, to: HostName, acknowledged: Acknowledged },
     /// The move asked for by this request has ended.
     Answer(RequestId, Result<String, String>),
     /// The wish could not be fulfilled; an operator's wish is forgotten.
@@ -138,6 +164,8 @@ impl Handover {
             request: None,
             force: false,
             kill_asked: None,
+            failed_at: None,
+            short_of: None,
             in_step: false,
             preferred_moves,
             asked_for: false,
@@ -161,8 +189,21 @@ impl Handover {
                 id: *task,
                 work: Work::CatchUp { position: position.clone(), timeout_ms: ms(cluster.move_timeout) },
             }),
-            Phase::Draining { to, task, .. } if to.host() == host => {
+            Phase::Draining { to, task, gather, .. } | Phase::Gathering { to, task, gather, .. }
+                if to.host() == host || gather.others.contains(host) =>
+            {
                 Some(Task { id: *task, work: Work::Drain { timeout_ms: ms(cluster.drain_timeout) } })
+            }
+            Phase::Fetching { to, from, position, task, .. } if to.host() == host => Some(Task {
+                id: *task,
+                work: Work::Fetch {
+                    from: from.clone(),
+                    position: position.clone(),
+                    timeout_ms: ms(cluster.drain_timeout),
+                },
+            }),
+            Phase::Fetching { drain, gather, .. } if gather.others.contains(host) => {
+                Some(Task { id: *drain, work: Work::Drain { timeout_ms: ms(cluster.drain_timeout) } })
             }
             Phase::Settled
             | Phase::Nearing { .. }
@@ -170,6 +211,8 @@ impl Handover {
             | Phase::CatchingUp { .. }
             | Phase::Fencing { .. }
             | Phase::Draining { .. }
+            | Phase::Gathering { .. }
+            | Phase::Fetching { .. }
             | Phase::Holding { .. }
             | Phase::Opening { .. } => None,
         }
@@ -183,7 +226,9 @@ impl Handover {
             Phase::Nearing { since, .. } => Some((*since + cluster.drain_timeout, "waiting to be near has its end")),
             Phase::Quiescing { since, .. } => Some((*since + quiesce_limit(cluster), "quiescing has its end")),
             Phase::CatchingUp { since, .. } => Some((*since + cluster.move_timeout + SLACK, "catching up has its end")),
-            Phase::Draining { since, .. } => Some((*since + cluster.drain_timeout + SLACK, "draining has its end")),
+            Phase::Draining { since, .. } | Phase::Gathering { since, .. } | Phase::Fetching { since, .. } => {
+                Some((*since + cluster.drain_timeout + SLACK, "draining has its end"))
+            }
             Phase::Holding { since, .. } => Some((*since + DRAIN_AGAIN, "draining is tried again")),
             Phase::Opening { since, .. } => Some((*since + OPEN_WITHIN, "opening has its end")),
         }
@@ -196,6 +241,8 @@ impl Handover {
             Phase::Settled
             | Phase::Fencing { .. }
             | Phase::Draining { .. }
+            | Phase::Gathering { .. }
+            | Phase::Fetching { .. }
             | Phase::Holding { .. }
             | Phase::Opening { .. } => {}
         }
@@ -203,8 +250,8 @@ impl Handover {
 
     /// Goes as many steps as can be gone now.
     pub(crate) fn advance(&mut self, scene: &Scene<'_>, turn: &mut Turn<'_>) {
-        // Eight phases: more rounds than that would be a circle.
-        for _ in 0..10 {
+        // Ten phases: more rounds than that would be a circle.
+        for _ in 0..12 {
             let before = (self.phase.clone(), turn.slot.state.epoch);
             self.step(scene, turn);
             // What the scene says of the active master is old once it has changed.
@@ -221,6 +268,7 @@ impl Handover {
             // The planned way needs the old master: from here on it is fenced like any dead one.
             turn.decided(format!("The move goes on without the old master's help: {why}"));
             if let Some(from) = self.from.clone() {
+                self.failed_at = scene.hosts.get(&from).map(|h| h.last_alive);
                 self.lost(from, turn);
             }
             self.release(turn);
@@ -302,13 +350,16 @@ impl Handover {
                 Some(TaskOutcome::Running) | None => {}
             },
             Phase::Fencing { to, in_step } => self.fence(scene, &to, in_step, turn),
-            Phase::Draining { to, task, since } => {
+            Phase::Draining { to, task, since, gather } => {
                 if !scene.eligible.contains(&to) {
                     self.retarget(scene, to.host(), turn);
                     return;
                 }
                 match outcome_of(scene, to.host(), task) {
-                    Some(TaskOutcome::Done { .. }) => self.grant(scene, &to, turn),
+                    Some(TaskOutcome::Done { position }) => {
+                        let position = position.clone();
+                        self.phase = Phase::Gathering { to, task, since, position, gather };
+                    }
                     Some(TaskOutcome::Failed { why }) => {
                         let why = why.clone();
                         self.drain_failed(scene, to, why, turn);
@@ -320,12 +371,54 @@ impl Handover {
                     Some(TaskOutcome::Running) | None => {}
                 }
             }
+            Phase::Gathering { to, task, since, position, gather } => {
+                if !scene.eligible.contains(&to) {
+                    self.retarget(scene, to.host(), turn);
+                    return;
+                }
+                let late = now.since(since) >= turn.cluster.drain_timeout + SLACK;
+                match gather.next(scene, to.host(), position.as_ref(), task, late) {
+                    _ if self.force => self.grant(scene, &to, turn),
+                    Next::Wait(text) => turn.waits(text),
+                    Next::Fetch { from, position } => {
+                        let id = turn.next();
+                        turn.decided(format!("{} fetches from {from} what only that has, up to {position}", to.host()));
+                        self.phase = Phase::Fetching { to, from, position, task: id, drain: task, since: now, gather };
+                    }
+                    Next::Hold(why) => self.incomplete(scene, to, why, turn),
+                    Next::Grant => self.grant(scene, &to, turn),
+                }
+            }
+            Phase::Fetching { to, from, task, drain, since, gather, .. } => {
+                if !scene.eligible.contains(&to) {
+                    self.retarget(scene, to.host(), turn);
+                    return;
+                }
+                match outcome_of(scene, to.host(), task) {
+                    Some(TaskOutcome::Done { position }) => {
+                        let position = position.clone();
+                        self.phase = Phase::Gathering { to, task: drain, since, position, gather };
+                    }
+                    Some(TaskOutcome::Failed { why }) => {
+                        let why = format!("what only {from} has could not be fetched: {why}");
+                        self.incomplete(scene, to, why, turn);
+                    }
+                    Some(TaskOutcome::Running) | None if now.since(since) >= turn.cluster.drain_timeout + SLACK => {
+                        let why = format!("what only {from} has was not fetched in time");
+                        self.incomplete(scene, to, why, turn);
+                    }
+                    Some(TaskOutcome::Running) | None => {
+                        turn.waits(format!("{} fetches from {from} what only that has", to.host()));
+                    }
+                }
+            }
             Phase::Holding { to, since, why } => {
                 if !scene.eligible.contains(&to) {
                     self.retarget(scene, to.host(), turn);
                 } else if let Some(better) = scene.wish.host.clone().filter(|w| *w != to) {
                     self.phase = Phase::Fencing { to: better, in_step: false };
-                } else if self.force || now.since(since) >= DRAIN_AGAIN {
+                } else if self.force || self.request.is_some() || now.since(since) >= DRAIN_AGAIN {
+                    self.asked_for |= self.request.is_some();
                     self.phase = Phase::Fencing { to, in_step: false };
                 } else {
                     turn.waits(format!(
@@ -415,6 +508,9 @@ impl Handover {
         self.kill_asked = None;
         self.in_step = false;
         self.asked_for = self.request.is_some();
+        if let Some(from) = holder.as_ref().and_then(|h| scene.hosts.get(h)) {
+            self.failed_at = Some(from.last_alive);
+        }
         match (scene.wish.host.clone(), holder) {
             (None, None) => turn.waits(format!("nobody can have it: {}", scene.wish.why)),
             (None, Some(_)) => {
@@ -487,6 +583,8 @@ impl Handover {
             Phase::Settled
             | Phase::Fencing { .. }
             | Phase::Draining { .. }
+            | Phase::Gathering { .. }
+            | Phase::Fetching { .. }
             | Phase::Holding { .. }
             | Phase::Opening { .. } => None,
         }
@@ -547,39 +645,62 @@ impl Handover {
             }
             // A monitor that has lost its state finds the writer at work: there is nothing to hand over.
             Ok(_) if is_open(scene, to.host()) => self.grant(scene, to, turn),
+            // Who had the writer is back before anybody else has written: nobody has more than it.
+            Ok(_) if let Some(back) = self.is_back(scene, to) => {
+                turn.decided(format!("{} is back and has everything: it keeps the writer", back.host()));
+                self.phase = Phase::Fencing { to: back, in_step: false };
+            }
             Ok(_) => {
-                if let Some(why) = self.stale(scene, to.host()).filter(|_| !self.force) {
+                let gather = Gathering::begin(scene, turn.cluster, to.host(), self.from.as_ref(), self.failed_at);
+                let why =
+                    gather.hopeless().map(str::to_owned).or_else(|| self.asks_for_semisync(scene, to.host(), turn));
+                if let Some(why) = why.filter(|_| !self.force) {
                     self.hold(scene.now, to.clone(), why, turn);
                     return;
                 }
-                turn.decided(format!("{} applies everything it has received", to.host()));
-                self.phase = Phase::Draining { to: to.clone(), task: turn.next(), since: scene.now };
+                let others: Vec<&str> = gather.others.iter().map(HostName::as_str).collect();
+                let too =
+                    if others.is_empty() { String::new() } else { format!(", and so does {}", others.join(" and ")) };
+                turn.decided(format!("{} applies everything it has received{too}", to.host()));
+                self.phase = Phase::Draining { to: to.clone(), task: turn.next(), since: scene.now, gather };
             }
         }
     }
 
-    /// Why the candidate must be lacking something, although it may look well.
-    fn stale(&self, scene: &Scene<'_>, to: &HostName) -> Option<String> {
-        let from = self.from.as_ref()?;
-        if from == to {
-            return None;
+    fn is_back(&self, scene: &Scene<'_>, to: &Eligible) -> Option<Eligible> {
+        let from = self.from.as_ref().filter(|_| !self.asked_for)?;
+        scene.wish.host.clone().filter(|wished| wished.host() == from && wished != to)
+    }
+
+    /// require_semisync: an automatic failover that may lose acknowledged writes is for an operator to ask for.
+    fn asks_for_semisync(&self, scene: &Scene<'_>, to: &HostName, turn: &Turn<'_>) -> Option<String> {
+        let from = self.from.as_ref().filter(|from| *from != to)?;
+        let why = self.unsecured(scene, from, turn.cluster)?;
+        (turn.cluster.require_semisync && !self.asked_for).then(|| {
+            format!("require_semisync is set, and {why}: acknowledged writes of {from} may be lost. move_role promotes it all the same")
+        })
+    }
+
+    /// Why what the old master had acknowledged need not be on a replica.
+    fn unsecured(&self, scene: &Scene<'_>, from: &HostName, cluster: &Cluster) -> Option<String> {
+        let semisync = scene.hosts.get(from).and_then(|h| h.semisync);
+        match semisync.map(|s| s.in_effect(cluster.fenced_within())) {
+            Some(Ok(())) => None,
+            Some(Err(why)) => Some(format!("semi-synchronous replication was not in effect on {from}: {why}")),
+            None => Some(format!("nothing is known of semi-synchronous replication on {from}")),
         }
-        let (failed_at, from_ip) = scene.hosts.get(from).map(|h| (h.last_alive, h.ip))?;
-        let Some((last, source)) = scene.hosts.get(to)?.replicating else {
-            return Some(format!("it has not been seen fetching from {from} by this monitor"));
-        };
-        if source.parse() != Ok(from_ip) {
-            return Some(format!("it fetched from {source} and not from {from} ({from_ip})"));
-        }
-        let gap = failed_at.since(*last);
-        (gap > STALE).then(|| format!("it had stopped fetching from {from} {} s before {from} failed", gap.as_secs()))
     }
 
     fn drain_failed(&mut self, scene: &Scene<'_>, to: Eligible, why: String, turn: &mut Turn<'_>) {
-        let why = format!("it could not apply everything it has received: {why}");
+        self.incomplete(scene, to, format!("it could not apply everything it has received: {why}"), turn);
+    }
+
+    /// The candidate lacks, or may lack, something.
+    fn incomplete(&mut self, scene: &Scene<'_>, to: Eligible, why: String, turn: &mut Turn<'_>) {
         if self.force || turn.cluster.on_drain_timeout == OnDrainTimeout::Promote {
             let by = if self.force { "the operator's --force" } else { "on_drain_timeout = promote" };
             turn.decided(format!("{} is promoted by {by}, although {why}", to.host()));
+            self.short_of = Some(why);
             self.grant(scene, &to, turn);
         } else {
             self.hold(scene.now, to, why, turn);
@@ -603,6 +724,13 @@ impl Handover {
         let (epoch, granters) = (turn.next(), turn.granters(to.host()));
         turn.slot.grant(proof, epoch, granters, true);
         turn.decided(format!("The writer is given to {} ({})", to.host(), self.why));
+        if !self.in_step {
+            let short = self.short_of.take().or_else(|| self.force.then(|| "it was promoted by --force".to_owned()));
+            let why = short.or_else(|| self.unsecured(scene, self.from.as_ref()?, turn.cluster));
+            let acknowledged = why.map_or(Acknowledged::None, |why| Acknowledged::Perhaps { why });
+            turn.events.push(Event::FailedOver { from: self.from.clone(), to: to.host().clone(), acknowledged });
+        }
+        self.failed_at = None;
         self.phase = Phase::Opening { to: to.host().clone(), since: scene.now };
     }
 
@@ -746,7 +874,7 @@ fn quiesce_limit(cluster: &Cluster) -> Duration {
     cluster.move_grace + cluster.move_timeout + SLACK
 }
 
-fn outcome_of<'a>(scene: &Scene<'a>, host: &HostName, task: Epoch) -> Option<&'a TaskOutcome> {
+pub(crate) fn outcome_of<'a>(scene: &Scene<'a>, host: &HostName, task: Epoch) -> Option<&'a TaskOutcome> {
     scene.hosts.get(host)?.report?.task.as_ref().filter(|t| t.id == task).map(|t| &t.outcome)
 }
 

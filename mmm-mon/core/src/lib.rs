@@ -10,10 +10,12 @@ mod commands;
 mod compare;
 mod evidence;
 mod facts;
+mod gather;
 mod granters;
 mod handover;
 mod invariants;
 pub mod io;
+mod losses;
 #[cfg(feature = "model")]
 pub mod model;
 mod orders;
@@ -23,6 +25,7 @@ mod slot;
 mod snapshot;
 mod states;
 
+pub use losses::{Acknowledged, Return};
 pub use snapshot::Snapshot;
 
 use facts::{AgentLink, HostFacts};
@@ -32,6 +35,7 @@ use io::{Audit, Input, Level, Output, RequestId};
 use mmm_common::config::{Cluster, Monitor as Config};
 use mmm_common::control::Answer;
 use mmm_common::epoch::Epoch;
+use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis, RoleName};
 use mmm_common::order::Order;
 use mmm_common::report::Report;
@@ -73,6 +77,8 @@ pub struct Core {
     /// kill_host_bin is under way, asked for at this epoch. What is sent to a host after that it cannot clear (R8c), so
     /// it is forgotten when the host's agent comes back.
     killing: BTreeMap<HostName, Epoch>,
+    /// Hosts with transactions that others lack, or had (data-safety.md).
+    returns: BTreeMap<HostName, Return>,
     /// The move of the writer that an operator waits for: role, from, to.
     moving: Option<(RoleName, String, HostName)>,
     /// Who has an address that nobody holds by a known order (R11).
@@ -97,7 +103,9 @@ struct Host {
     status: HostStatus,
     compared: Compared,
     /// Being compared: what the host had executed, and when that was told.
-    sample: Option<(mmm_common::gtid::Gtids, Millis)>,
+    sample: Option<(Gtids, Millis)>,
+    /// What it had, and what the active master had, when it was last found to have extra transactions.
+    extra: Option<(Gtids, Gtids)>,
 }
 
 impl Core {
@@ -126,6 +134,7 @@ impl Core {
             seen_on_several: BTreeMap::new(),
             contested: BTreeSet::new(),
             killing: BTreeMap::new(),
+            returns: saved.as_ref().map(|s| s.returns.clone()).unwrap_or_default(),
             moving: None,
             found: BTreeMap::new(),
             remarks: BTreeMap::new(),
@@ -162,6 +171,7 @@ impl Core {
         let config = &self.config;
         self.hosts.values_mut().for_each(|h| h.facts.judge(now, config));
         self.compare(now, out);
+        self.mend(now, out);
         self.find_contested(now, out);
         self.find_holders();
         self.remark_observers(now, out);
@@ -235,6 +245,7 @@ impl Core {
             ));
         }
         all.extend(self.handover.deadline(&self.config.cluster));
+        all.extend(self.mend_deadlines());
         // What was due up to the last input was looked at then.
         all.into_iter().filter(|(at, _)| *at > self.now).min()
     }
@@ -325,6 +336,7 @@ impl Core {
                         h.facts = f;
                     }
                 }
+                self.forget_returns();
                 self.sent.clear();
                 info(out, None, "The new configuration is in use".to_owned());
             }
@@ -406,7 +418,10 @@ impl Core {
             .keys()
             .map(|name| {
                 let status = statuses.remove(name).unwrap_or_else(|| HostStatus::new(now));
-                (name.clone(), Host { facts: HostFacts::new(now), status, compared: Compared::Open, sample: None })
+                (
+                    name.clone(),
+                    Host { facts: HostFacts::new(now), status, compared: Compared::Open, sample: None, extra: None },
+                )
             })
             .collect();
         let mut first_epoch = None;
@@ -499,6 +514,7 @@ impl Core {
                 .filter(|p| p.facts.serves())
                 .and_then(|p| p.status.online_for(now)),
             compared: self.compared(name),
+            mended: self.mended(name),
             auto_set_online: self.config.auto_set_online,
             flap_duration: self.config.flap_duration,
         })
@@ -514,6 +530,9 @@ impl Core {
             // What it has may be more than what it could hand over.
             host.compared = Compared::Open;
             host.sample = None;
+        }
+        if to == HostState::Online {
+            self.is_back(name);
         }
         let text = format!("State of host '{name}' changed from {from} to {to} {why}");
         match to {
@@ -560,9 +579,11 @@ impl Core {
         for (name, role) in roles {
             let holders: BTreeMap<IpAddr, Option<HostName>> =
                 role.ips.iter().filter_map(|ip| self.slots.get(ip).map(|s| (*ip, s.state.holder.clone()))).collect();
+            let is_writer = name == self.config.cluster.active_master_role && role.mode == RoleMode::Exclusive;
+            let candidates = if is_writer { self.candidates(now, &role.hosts, &eligible) } else { eligible.clone() };
             let standing = Standing {
                 mode: self.mode,
-                eligible: &eligible,
+                eligible: &candidates,
                 keeping: &keeping,
                 intent: &self.intent,
                 offline: &offline,
@@ -571,9 +592,9 @@ impl Core {
             };
             let rank = |host: &HostName| self.rank(host, &role.hosts);
             let mut wishes = standing.wishes(&role, &holders, &rank);
-            if name == self.config.cluster.active_master_role && role.mode == RoleMode::Exclusive {
+            if is_writer {
                 if let Some((ip, wish)) = wishes.pop_first() {
-                    self.place_writer(now, ip, &wish, &eligible, &excluded, out);
+                    self.place_writer(now, ip, &wish, &candidates, &excluded, out);
                 }
             } else {
                 for (ip, wish) in wishes {
@@ -581,6 +602,27 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Where no host of the role is ONLINE, one whose replication is late or broken may be promoted as well, once it has
+    /// applied and fetched everything that is to be had (handover.rs holds otherwise).
+    fn candidates(&self, now: Millis, hosts: &[HostName], eligible: &BTreeSet<Eligible>) -> BTreeSet<Eligible> {
+        let holder = self.writer_holder();
+        let online = hosts.iter().any(|h| {
+            self.hosts.get(h).is_some_and(|host| host.status.state == HostState::Online)
+                && (eligible.iter().any(|e| e.host() == h) || holder == Some(h))
+        });
+        let mut all = eligible.clone();
+        if online {
+            return all;
+        }
+        for name in hosts {
+            let Some(host) = self.hosts.get(name) else { continue };
+            let troubled = matches!(host.status.state, HostState::ReplicationDelay | HostState::ReplicationFail)
+                && !matches!(host.compared, Compared::Extra(_));
+            all.extend(Eligible::if_fit(name, troubled, self.agent_stays(now, name), host.facts.server_alive()));
+        }
+        all
     }
 
     /// How many of the other hosts of the role have received nothing that this one lacks. Who was open for writes last
@@ -593,7 +635,7 @@ impl Core {
             return 0;
         };
         let received = mine.replication.as_ref().and_then(|r| r.received.as_ref());
-        let has = |theirs: &mmm_common::gtid::Gtids| {
+        let has = |theirs: &Gtids| {
             [mine.executed.as_ref(), received].into_iter().flatten().any(|g| g.contains(theirs) == Some(true))
         };
         let covered = others.iter().filter(|o| *o != host).filter(|o| {
@@ -691,6 +733,12 @@ impl Core {
                     server_gone: host.facts.gone.is_some(),
                     last_alive: host.facts.last_alive(),
                     replicating: host.facts.replicating.as_ref(),
+                    trusted: matches!(host.compared, Compared::Subset | Compared::Needless)
+                        || active.as_ref() == Some(name),
+                    semisync: host.facts.semisync.as_ref(),
+                    last_executed: host.facts.last_executed.as_ref(),
+                    acknowledges: config.cluster.semisync_slaves
+                        || config.cluster.hosts.get(name).is_some_and(|h| h.mode == HostMode::Master),
                 };
                 Some((name.clone(), view))
             })
@@ -772,6 +820,16 @@ impl Core {
                 self.compare(now, out);
             }
             Event::Lost(host) => self.lost_writer(now, &host, out),
+            Event::FailedOver { from, to, acknowledged } => {
+                let state = self.hosts.get(&to).map(|h| h.status.state);
+                if matches!(state, Some(HostState::ReplicationDelay | HostState::ReplicationFail)) {
+                    let why = "because it has applied everything that is to be had, and has the writer";
+                    self.set_state(now, &to, HostState::Online, why, out);
+                }
+                if let Some(from) = from.filter(|from| *from != to) {
+                    self.remember_failover(from, acknowledged);
+                }
+            }
             Event::Answer(id, result) => self.moved_writer(id, result, out),
             Event::GaveUp => {
                 if let Some(ip) = self.writer_ip() {
@@ -837,6 +895,7 @@ impl Core {
             intent: self.intent.clone(),
             lease_ttl_ms: u64::try_from(self.longest_ttl.as_millis()).unwrap_or(u64::MAX),
             preferred_moves: self.handover.preferred_moves.clone(),
+            returns: self.returns.clone(),
             saved_at: now,
         };
         if self.persisted.as_ref().is_none_or(|before| snapshot.differs(before)) {

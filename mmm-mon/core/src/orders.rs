@@ -8,7 +8,7 @@ use crate::states::Compared;
 use crate::{Core, Host};
 use mmm_common::epoch::Anchor;
 use mmm_common::ids::{HostName, Millis};
-use mmm_common::order::{AddressOrder, Order, ReplicationOrder};
+use mmm_common::order::{AddressOrder, Job, Order, ReplicationOrder};
 use mmm_common::state::HostState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -41,6 +41,7 @@ impl Core {
         let Some(host) = self.hosts.get(name) else { return true };
         before.state == host.status.state
             && before.task == self.handover.task_for(name, &self.config.cluster)
+            && before.job == self.job_for(name)
             && before.replication == self.replication_for(name, host)
             && self.slots.iter().all(|(ip, slot)| match before.addresses.get(ip) {
                 Some(AddressOrder::Hold(h)) => {
@@ -73,13 +74,17 @@ impl Core {
             addresses,
             replication: self.replication_for(name, host),
             task: self.handover.task_for(name, &self.config.cluster),
-            job: None,
+            job: self.job_for(name),
         }
+    }
+
+    fn job_for(&self, name: &HostName) -> Option<Job> {
+        self.returns.get(name)?.job().cloned()
     }
 
     /// Nobody is pointed at anybody before their data have been compared.
     fn replication_for(&self, name: &HostName, host: &Host) -> ReplicationOrder {
-        if !self.handover.is_settled() || self.is_held_back() {
+        if !self.handover.is_settled() || self.is_held_back() || self.is_rebuilt(name) {
             return ReplicationOrder::Keep;
         }
         let Some(active) = self.active.as_ref().filter(|a| self.writer_holder() == Some(*a)) else {

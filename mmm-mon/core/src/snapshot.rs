@@ -1,5 +1,6 @@
 //! What survives a restart of the monitor: decisions, states, the mode. Saved before it is acted on.
 
+use crate::losses::Return;
 use crate::slot::SlotState;
 use crate::states::HostStatus;
 use mmm_common::epoch::Epoch;
@@ -30,6 +31,9 @@ pub struct Snapshot {
     /// When a preference moved the writer, within flap_duration.
     #[serde(default)]
     pub preferred_moves: Vec<Millis>,
+    /// What is known of, and done about, hosts with transactions that others lack.
+    #[serde(default)]
+    pub returns: BTreeMap<HostName, Return>,
     /// On the saving monitor's clock; every other time in here is before it.
     pub saved_at: Millis,
 }
@@ -47,6 +51,7 @@ impl Snapshot {
             host.down.iter_mut().for_each(|down| shift(&mut down.at));
         }
         self.preferred_moves.iter_mut().for_each(shift);
+        self.returns.values_mut().for_each(|r| r.shift(shift));
         self.saved_at = now - ago;
         self
     }
@@ -55,6 +60,12 @@ impl Snapshot {
     pub(crate) fn differs(&self, other: &Snapshot) -> bool {
         let mut other = other.clone();
         other.saved_at = self.saved_at;
+        // How far a job is changes all the time, and is told anew.
+        for (name, ret) in &mut other.returns {
+            if let Some(mine) = self.returns.get(name) {
+                ret.progress.clone_from(&mine.progress);
+            }
+        }
         *self != other
     }
 }

@@ -91,6 +91,8 @@ pub(crate) struct View<'a> {
     /// this moment, or there is none.
     pub(crate) peer_online_for: Option<Duration>,
     pub(crate) compared: Compared,
+    /// What has been done about transactions that others lacked.
+    pub(crate) mended: Option<String>,
     pub(crate) auto_set_online: Duration,
     pub(crate) flap_duration: Duration,
 }
@@ -122,6 +124,7 @@ pub(crate) const RULES: &[Rule] = &[
         to: AwaitingRecovery,
         when: |v| (v.ping == Verdict::Good && v.mysql == Verdict::Good).then(|| format!("({})", v.summary)),
     },
+    Rule { from: &[AwaitingRecovery], to: Online, when: was_mended },
     Rule { from: &[AwaitingRecovery], to: Online, when: was_down_shortly },
     // lessons.md 21: a monitor that knows nothing believes what is there.
     Rule {
@@ -194,6 +197,12 @@ fn was_down_shortly(v: &View<'_>) -> Option<String> {
     let same_boot = down.machine_boot.is_some() && down.machine_boot.as_deref() == v.machine_boot;
     (may_return(v) && v.status.flapping_since.is_none() && gone < SHORT && same_boot)
         .then(|| format!("because it was down for only {} seconds", gone.as_secs()))
+}
+
+/// It was away because of its data, and those are in line now.
+fn was_mended(v: &View<'_>) -> Option<String> {
+    let how = v.mended.as_ref()?;
+    (may_return(v) && v.status.flapping_since.is_none()).then(|| format!("because {how}"))
 }
 
 fn waited_for_auto_set_online(v: &View<'_>) -> Option<String> {
@@ -290,6 +299,7 @@ mod tests {
             is_active_master: false,
             peer_online_for: Some(Duration::from_secs(3600)),
             compared: Compared::Subset,
+            mended: None,
             auto_set_online: Duration::ZERO,
             flap_duration: Duration::from_secs(3600),
         };

@@ -213,7 +213,7 @@ impl Whole {
                 world.command(Command::MoveRole { role: "writer".into(), host: name(i), force: false });
             }
             Fault::SetOffline(i) => world.command(Command::SetOffline { host: name(i) }),
-            Fault::SetOnline(i) => world.command(Command::SetOnline { host: name(i) }),
+            Fault::SetOnline(i) => world.command(Command::SetOnline { host: name(i), accept_lost: false }),
         }
     }
 

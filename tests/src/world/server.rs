@@ -265,15 +265,16 @@ impl World {
         let Some(host) = self.hosts.get_mut(name) else { return };
         let Some((job, _)) = host.server.job.take_if(|(_, at)| *at <= now) else { return };
         let state = match &job.work {
-            JobWork::Save { lacking } => {
-                let transactions = lacking.missing(&host.server.gtids(&host.server.executed)).unwrap_or_default();
-                let gtids = host.server.gtids(&host.server.executed);
+            JobWork::Save { having, lacking } => {
+                let transactions = lacking.missing(having).unwrap_or_default();
+                let gtids = having.clone();
                 let saved = "/var/lib/mysql-mmm/lost".to_owned();
                 JobState::Done { extras: Some(Extras { gtids, transactions, list: vec![], saved }) }
             }
             JobWork::Undo { .. } if self.no_undo => JobState::Failed { why: "a table was dropped".to_owned() },
-            JobWork::Undo { lacking } => {
-                let keep = |id: u32, n: u64| (1..=n).rev().find(|n| has(lacking, id, *n)).unwrap_or_default();
+            JobWork::Undo { having, lacking } => {
+                let extra = |id: u32, n: u64| has(having, id, n) && !has(lacking, id, n);
+                let keep = |id: u32, n: u64| (1..=n).rev().find(|n| !extra(id, *n)).unwrap_or_default();
                 host.server.executed.iter_mut().for_each(|(id, n)| *n = keep(*id, *n));
                 host.server.received = host.server.executed.clone();
                 JobState::Done { extras: None }

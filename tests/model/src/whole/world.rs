@@ -172,7 +172,7 @@ impl World {
         }
         (0..6).for_each(|_| world.pass(None));
         for i in 0..hosts {
-            world.command(Command::SetOnline { host: name(i) });
+            world.command(Command::SetOnline { host: name(i), accept_lost: false });
             (0..6).for_each(|_| world.pass(None));
         }
         (0..180).for_each(|_| world.pass(None));

@@ -1,0 +1,200 @@
+//! What the candidate of an unplanned failover must have before it may write: everything that any host that can be asked
+//! has received (data-safety.md, "Unplanned", 2 and 3).
+//!
+//! Every replica stops fetching and applies what it has, together with the candidate. Whoever then has more is fetched
+//! from. A replica that cannot apply what it has received, or whoever had to be asked and cannot be, is a reason to hold.
+
+use crate::handover::{Scene, outcome_of};
+use mmm_common::config::Cluster;
+use mmm_common::epoch::Epoch;
+use mmm_common::gtid::Gtids;
+use mmm_common::ids::{HostName, Millis};
+use mmm_common::report::TaskOutcome;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// A host that stopped fetching longer than this before the old master failed lacks what was written since.
+const STALE: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gathering {
+    /// The other replicas, asked to drain too.
+    pub(crate) others: BTreeSet<HostName>,
+    /// Who was fetching from the old master until it failed, the candidate included.
+    fresh: BTreeSet<HostName>,
+    /// Why the candidate alone is not enough.
+    stale: Option<String>,
+    /// How many of the hosts that acknowledge have to be asked, so that what was acknowledged is among them.
+    need: u64,
+    /// What the old master had when it was last heard of.
+    old: Option<Gtids>,
+}
+
+/// What another replica has.
+enum Has {
+    /// Nothing that the candidate lacks.
+    Nothing,
+    /// Applied, up to here.
+    More(Gtids, u64),
+    /// Received, and not to be had.
+    Stuck(String),
+    /// It can no longer be asked.
+    Gone,
+    NotKnownYet,
+}
+
+/// What comes next.
+pub(crate) enum Next {
+    Wait(String),
+    Fetch {
+        from: HostName,
+        position: Gtids,
+    },
+    /// Somebody has, or may have, what the candidate lacks.
+    Hold(String),
+    Grant,
+}
+
+impl Gathering {
+    pub(crate) fn begin(
+        scene: &Scene<'_>,
+        cluster: &Cluster,
+        to: &HostName,
+        from: Option<&HostName>,
+        failed_at: Option<Millis>,
+    ) -> Self {
+        let others: BTreeSet<HostName> = scene
+            .hosts
+            .iter()
+            .filter(|(name, h)| {
+                let replica = h.report.is_some_and(|r| r.server.replication.is_some());
+                *name != to && Some(*name) != from && h.agent_answers && h.server_alive && h.trusted && replica
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        let alone = stale(scene, to, from, failed_at);
+        let mut fresh: BTreeSet<HostName> =
+            others.iter().filter(|o| stale(scene, o, from, failed_at).is_none()).cloned().collect();
+        if alone.is_none() {
+            fresh.insert(to.clone());
+        }
+        let semisync = from.filter(|from| *from != to).and_then(|from| scene.hosts.get(from)?.semisync);
+        let need = semisync
+            .filter(|s| s.in_effect(cluster.fenced_within()).is_ok())
+            .map_or(0, |s| (s.replicas + 1).saturating_sub(s.wait_count.max(1)));
+        let old = from.and_then(|from| scene.hosts.get(from)?.last_executed).cloned();
+        Gathering { others, fresh, stale: alone, need, old }
+    }
+
+    /// Nobody who can be asked had been fetching until the end.
+    pub(crate) fn hopeless(&self) -> Option<&str> {
+        self.stale.as_deref().filter(|_| self.fresh.is_empty())
+    }
+
+    /// The candidate has drained and has executed `mine`. `late`: nobody is waited for any longer.
+    pub(crate) fn next(&self, scene: &Scene<'_>, to: &HostName, mine: Option<&Gtids>, task: Epoch, late: bool) -> Next {
+        let Some(mine) = mine else {
+            // Without GTIDs nothing can be compared or fetched.
+            return Next::Grant;
+        };
+        let mut asked: BTreeSet<&HostName> = BTreeSet::from([to]);
+        let mut waits = Vec::new();
+        let mut stuck = Vec::new();
+        let mut most: Option<(u64, &HostName, Gtids)> = None;
+        for other in &self.others {
+            match has(scene, other, mine, (task, self.old.as_ref())) {
+                Has::Nothing => drop(asked.insert(other)),
+                Has::More(position, n) => {
+                    asked.insert(other);
+                    if most.as_ref().is_none_or(|(before, ..)| n > *before) {
+                        most = Some((n, other, position));
+                    }
+                }
+                Has::Stuck(why) => stuck.push(why),
+                Has::NotKnownYet if late => stuck.push(format!("{other} has not told in time what it has")),
+                Has::NotKnownYet => waits.push(other.as_str()),
+                Has::Gone => {}
+            }
+        }
+        if !waits.is_empty() {
+            return Next::Wait(format!("waiting for {} to tell what it has received", waits.join(" and ")));
+        }
+        if let Some((_, from, position)) = most {
+            return Next::Fetch { from: from.clone(), position };
+        }
+        if !stuck.is_empty() {
+            return Next::Hold(stuck.join("; "));
+        }
+        if let Some(why) = self.stale.as_ref().filter(|_| !self.fresh.iter().any(|f| asked.contains(f))) {
+            return Next::Hold(why.clone());
+        }
+        let acknowledging =
+            asked.iter().filter(|h| scene.hosts.get(**h).is_some_and(|h| h.acknowledges)).count() as u64;
+        if acknowledging < self.need {
+            return Next::Hold(format!(
+                "only {acknowledging} of the hosts that acknowledged the old master's commits can be asked, and {} have to be: what was acknowledged may be on the others",
+                self.need
+            ));
+        }
+        Next::Grant
+    }
+}
+
+fn has(scene: &Scene<'_>, other: &HostName, mine: &Gtids, (task, old): (Epoch, Option<&Gtids>)) -> Has {
+    let Some(host) = scene.hosts.get(other).filter(|h| h.agent_answers && h.server_alive) else { return Has::Gone };
+    let Some(server) = host.report.map(|r| &r.server) else { return Has::Gone };
+    let received = server.replication.as_ref().and_then(|r| r.received.as_ref());
+    let lacking = |theirs: Option<&Gtids>| theirs.map_or(Some(0), |theirs| mine.missing(theirs));
+    let covered = lacking(server.executed.as_ref()) == Some(0) && lacking(received) == Some(0);
+    match outcome_of(scene, other, task) {
+        Some(TaskOutcome::Done { position: Some(position) }) => match mine.missing(position) {
+            Some(0) => Has::Nothing,
+            Some(_) => more(other, mine, position, old),
+            None => Has::Stuck(format!("{other} has GTIDs of another kind")),
+        },
+        Some(TaskOutcome::Failed { .. }) if covered => Has::Nothing,
+        Some(TaskOutcome::Failed { why }) => {
+            Has::Stuck(format!("{other} has received what nobody else has, and cannot apply it: {why}"))
+        }
+        // It has stopped fetching: what it has received is final, whenever it will be applied.
+        Some(TaskOutcome::Running) if covered && server.replication.as_ref().is_some_and(|r| !r.io_running) => {
+            Has::Nothing
+        }
+        Some(TaskOutcome::Done { position: None } | TaskOutcome::Running) | None => Has::NotKnownYet,
+    }
+}
+
+/// What it has may have been written there and nowhere else: that came from no master, and belongs to nobody.
+fn more(other: &HostName, mine: &Gtids, position: &Gtids, old: Option<&Gtids>) -> Has {
+    let beyond = mine.missing_by_source(position);
+    let known = old.map(Gtids::sources);
+    let (of_masters, own): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        beyond.into_iter().partition(|(source, _)| known.as_ref().is_none_or(|known| known.contains(source)));
+    let n: u64 = of_masters.values().sum();
+    match (n, own.is_empty()) {
+        (0, _) => Has::Nothing,
+        (n, true) => Has::More(position.clone(), n),
+        (n, false) => {
+            let sources: Vec<&str> = own.keys().map(String::as_str).collect();
+            Has::Stuck(format!(
+                "{other} has {n} transactions of the old master that nobody else has, and others that never were on it ({}): fetching would spread those",
+                sources.join(", ")
+            ))
+        }
+    }
+}
+
+/// Why the host must be lacking something, although it may look well. `failed_at`: when the old master was last at work.
+fn stale(scene: &Scene<'_>, to: &HostName, from: Option<&HostName>, failed_at: Option<Millis>) -> Option<String> {
+    let from = from.filter(|from| *from != to)?;
+    let old = scene.hosts.get(from)?;
+    let failed_at = failed_at.unwrap_or(old.last_alive);
+    let Some((last, source)) = scene.hosts.get(to)?.replicating else {
+        return Some(format!("it has not been seen fetching from {from} by this monitor"));
+    };
+    if source.parse() != Ok(old.ip) {
+        return Some(format!("it fetched from {source} and not from {from} ({})", old.ip));
+    }
+    let gap = failed_at.since(*last);
+    (gap > STALE).then(|| format!("it had stopped fetching from {from} {} s before {from} failed", gap.as_secs()))
+}
