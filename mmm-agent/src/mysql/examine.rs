@@ -85,25 +85,33 @@ pub(crate) async fn server(config: &Config) -> (Vec<Finding>, Option<ServerFacts
             return (vec![Finding::bad(Severity::Error, Subject::Server, tried, e.to_string(), cure)], None);
         }
     };
+    let mut findings = Vec::new();
+    match privileges::of_agent(&mut session).await {
+        Ok(privileges) => findings.extend(privileges),
+        Err(e) => findings.push(unanswered(&tried, &e)),
+    }
     let looked = async {
-        let privileges = privileges::of_agent(&mut session).await?;
         let look = ask(&mut session, config, host).await?;
         let facts = facts(&mut session, &look).await?;
-        Ok::<_, Trouble>((privileges, rules::judge(&look), facts))
+        Ok::<_, Trouble>((rules::judge(&look), facts))
     };
     match looked.await {
-        Ok((privileges, judged, facts)) => {
-            let mut findings = vec![Finding::ok(Subject::Server, tried, facts.version.clone())];
-            findings.extend(privileges);
+        Ok((judged, facts)) => {
+            findings.push(Finding::ok(Subject::Server, tried, facts.version.clone()));
             findings.extend(judged);
             (findings, Some(facts))
         }
         Err(e) => {
-            let found = format!("a question was not answered: {e}");
-            let cure = "see the server's error log; when it says that a privilege is missing, GRANT it";
-            (vec![Finding::bad(Severity::Error, Subject::Server, tried, found, cure)], None)
+            findings.push(unanswered(&tried, &e));
+            (findings, None)
         }
     }
+}
+
+fn unanswered(tried: &str, e: &Trouble) -> Finding {
+    let found = format!("a question was not answered: {e}");
+    let cure = "see the server's error log; when a privilege is missing, it is named under agent_user";
+    Finding::bad(Severity::Error, Subject::Server, tried, found, cure)
 }
 
 /// What replication of this host would need to follow any of the others.

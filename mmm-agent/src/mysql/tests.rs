@@ -1,5 +1,6 @@
 //! Stories on real servers, each told for every kind that is unpacked on this machine.
 
+mod examine;
 mod servers;
 
 use super::Database;

@@ -62,6 +62,17 @@ fn both(settings: &[(&str, &str)]) -> String {
     format!("{now}{FILE}{}", lines.join(", "))
 }
 
+/// A read-only server cannot note down in its own tables that it has a plugin.
+fn plugins(look: &Look, plugins: &[(&str, &str)]) -> String {
+    let lines: Vec<String> = plugins.iter().map(|(_, library)| format!("plugin_load_add={library}")).collect();
+    if !look.writable {
+        return in_file(&lines.join(", "));
+    }
+    let now: String =
+        plugins.iter().map(|(name, library)| format!("INSTALL PLUGIN {name} SONAME '{library}'; ")).collect();
+    format!("{now}{FILE}{}", lines.join(", "))
+}
+
 fn log_bin(look: &Look) -> Finding {
     if look.variables.is_on(&["log_bin"]) {
         return Finding::ok(Subject::LogBin, "log_bin", "ON");
@@ -144,7 +155,12 @@ fn gtid_strict_mode(look: &Look) -> Finding {
 fn read_only(look: &Look) -> Finding {
     let tried = "whether the server comes up read-only (its files and its command line)";
     let subject = Subject::ReadOnly;
-    let missing = |found: String| Finding::bad(Severity::Error, subject, tried, found, in_file("read_only=1"));
+    // MySQL's super_read_only brings read_only with it, and keeps out administrators too.
+    let line = match look.dialect {
+        Dialect::MariaDb => "read_only=1",
+        Dialect::MySql => "super_read_only=1",
+    };
+    let missing = |found: String| Finding::bad(Severity::Error, subject, tried, found, in_file(line));
     let names = ["super_read_only", "read_only"];
     let persisted = names.iter().find_map(|name| Some((*name, look.persisted.get(*name)?)));
     match (persisted, &look.options) {
@@ -153,13 +169,7 @@ fn read_only(look: &Look) -> Finding {
         }
         (Some((name, value)), _) => {
             let found = format!("mysqld-auto.cnf has {name}={value}, which counts more than my.cnf");
-            Finding::bad(
-                Severity::Error,
-                subject,
-                tried,
-                found,
-                format!("RESET PERSIST {name}; {}", in_file("read_only=1")),
-            )
+            Finding::bad(Severity::Error, subject, tried, found, format!("RESET PERSIST {name}; {}", in_file(line)))
         }
         (None, Ok(options)) => {
             match names.iter().find_map(|name| options.get(name).filter(|(value, _)| is_on(value))) {
@@ -178,7 +188,7 @@ fn read_only(look: &Look) -> Finding {
             }
             Some("COMPILE-TIME" | "COMPILED") => missing("it came up writable, without a word about it".to_owned()),
             Some(_) | None => {
-                let cure = format!("make sure of it: {FILE}read_only=1; or let mmm_agentd read the server's files");
+                let cure = format!("make sure of it: {FILE}{line}; or let mmm_agentd read the server's files");
                 Finding::bad(Severity::Notice, subject, tried, format!("not known: {why}"), cure)
             }
         },
@@ -283,8 +293,8 @@ fn event_scheduler(look: &Look) -> Finding {
     let (subject, tried) = (Subject::EventScheduler, "event_scheduler, and enabled events that the agent can see");
     let on = look.variables.text("event_scheduler");
     if on.eq_ignore_ascii_case("ON") && look.events > 0 && !look.writable {
-        let found = format!("it runs {} events on a host that is not the active master", look.events);
-        let cure = "SET GLOBAL event_scheduler=OFF; on only at the active master, after a move too";
+        let found = format!("it runs {} events here, and only the active master should run any", look.events);
+        let cure = both(&[("event_scheduler", "OFF")]);
         return Finding::bad(Severity::Warning, subject, tried, found, cure);
     }
     Finding::ok(subject, tried, format!("{on}, {} events", look.events))
@@ -307,7 +317,7 @@ fn clone(look: &Look) -> Finding {
             if look.plugins.contains("clone") {
                 return Finding::ok(Subject::Clone, tried, "ACTIVE");
             }
-            let cure = format!("INSTALL PLUGIN clone SONAME 'mysql_clone.so'; {FILE}plugin_load_add=mysql_clone.so");
+            let cure = plugins(look, &[("clone", "mysql_clone.so")]);
             Finding::bad(Severity::Warning, Subject::Clone, tried, "not installed: reclone cannot work", cure)
         }
         Dialect::MariaDb => {
@@ -356,11 +366,8 @@ fn semisync(look: &Look) -> Vec<Finding> {
     let sources = ["rpl_semi_sync_source_enabled", "rpl_semi_sync_master_enabled"];
     let replicas = ["rpl_semi_sync_replica_enabled", "rpl_semi_sync_slave_enabled"];
     let (Some(_), Some((replica, acknowledges))) = (variables.first(&sources), variables.first(&replicas)) else {
-        let cure = format!(
-            "INSTALL PLUGIN rpl_semi_sync_source SONAME 'semisync_source.so'; \
-             INSTALL PLUGIN rpl_semi_sync_replica SONAME 'semisync_replica.so'; \
-             {FILE}plugin_load_add=semisync_source.so, plugin_load_add=semisync_replica.so"
-        );
+        let both = [("rpl_semi_sync_source", "semisync_source.so"), ("rpl_semi_sync_replica", "semisync_replica.so")];
+        let cure = plugins(look, &both);
         let found = "the plugins are not installed: a failover may lose acknowledged writes";
         return vec![Finding::bad(severity, subject, "the semi-sync plugins", found, cure)];
     };
@@ -368,9 +375,10 @@ fn semisync(look: &Look) -> Vec<Finding> {
         Finding::ok(subject, replica, "ON")
     } else {
         let found = "OFF: this host acknowledges nothing, so a failover may lose acknowledged writes";
-        let again = match look.dialect {
-            Dialect::MariaDb => "STOP SLAVE IO_THREAD; START SLAVE IO_THREAD; ",
-            Dialect::MySql => "STOP REPLICA IO_THREAD; START REPLICA IO_THREAD; ",
+        let again = match (look.dialect, look.status.is_some()) {
+            (_, false) => "",
+            (Dialect::MariaDb, true) => "STOP SLAVE IO_THREAD; START SLAVE IO_THREAD; ",
+            (Dialect::MySql, true) => "STOP REPLICA IO_THREAD; START REPLICA IO_THREAD; ",
         };
         let cure = format!("SET GLOBAL {replica}=1; {again}{FILE}{replica}=1");
         Finding::bad(severity, subject, replica, found, cure)

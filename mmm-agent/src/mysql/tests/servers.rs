@@ -34,6 +34,8 @@ pub(super) struct Instance {
     dir: TempDir,
     pub(super) port: u16,
     server_id: u32,
+    /// As on the command line; they count more than those that every test server has.
+    pub(super) options: Vec<String>,
     child: Option<Child>,
 }
 
@@ -49,7 +51,7 @@ pub(super) async fn start(kind: &str, server_id: u32) -> Option<Instance> {
     }
     let dir = tempfile::Builder::new().prefix("mmm-agent-mysql-").tempdir_in("/var/tmp").unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut instance = Instance { kind: kind.to_owned(), root, dir, port, server_id, child: None };
+    let mut instance = Instance { kind: kind.to_owned(), root, dir, port, server_id, options: vec![], child: None };
     let template = instance.template(&store);
     let copied = Command::new("cp").arg("-a").arg(&template).arg(instance.path("data")).status().unwrap();
     assert!(copied.success(), "copying {}", template.display());
@@ -109,8 +111,9 @@ impl Instance {
             (EVERYTHING, EVERYTHING, "ALL PRIVILEGES ON *.*".to_owned()),
         ] {
             sql += &format!(
-                "CREATE USER '{user}'@'%' IDENTIFIED BY {};\nGRANT {grant} TO '{user}'@'%';\n",
-                quote(password)
+                "CREATE USER '{user}'@'%' IDENTIFIED BY {};\nGRANT {grant} TO '{user}'@'%'{};\n",
+                quote(password),
+                if user == EVERYTHING { " WITH GRANT OPTION" } else { "" }
             );
         }
         if self.is_mariadb() {
@@ -190,6 +193,7 @@ impl Instance {
         } else {
             command.args(["--gtid-mode=ON", "--enforce-gtid-consistency=ON"]);
         }
+        command.args(&self.options);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         self.child = Some(child);
         let until = Instant::now() + Duration::from_secs(60);
