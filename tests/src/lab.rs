@@ -354,6 +354,12 @@ impl Lab {
         server::query(&self.socket(host), sql, Duration::from_secs(5)).with_context(|| format!("on {host}"))
     }
 
+    /// Several statements in one session over the host's unix socket; the answer of the last one.
+    pub fn mysql_session(&self, host: &str, statements: &[&str]) -> Result<Table> {
+        network::ip_of(host)?;
+        server::session(&self.socket(host), statements, Duration::from_secs(10)).with_context(|| format!("on {host}"))
+    }
+
     /// The server is thrown away and made from the template again, as one that follows `master`, from which it then
     /// fetches everything. It is not durable meanwhile, see [`Lab::make_durable`].
     pub fn make_server_anew(&self, host: &str, master: &str, settings: Settings) -> Result<()> {
@@ -433,6 +439,22 @@ impl Lab {
             bail!("the server on {host} runs already (pid {})", running.pid);
         }
         let running = self.state.server.start(&self.network.netns(host), &dir)?;
+        self.wait_ready(host, running)
+    }
+
+    /// Ends the server cleanly and starts it with its data directory on a disk that has only `megabytes` left. Gives
+    /// the data directory as the server sees it. The disk is gone when the server ends.
+    pub fn restart_on_small_disk(&self, host: &str, megabytes: u32) -> Result<PathBuf> {
+        let dir = self.dir.join(host);
+        self.shut_down_mysqld(host)?;
+        let running = self.state.server.start_on_small_disk(&self.network.netns(host), &dir, megabytes)?;
+        self.wait_ready(host, running)?;
+        let inside = dir.join("data");
+        Ok(Path::new("/proc").join(running.pid.to_string()).join("root").join(inside.strip_prefix("/")?))
+    }
+
+    fn wait_ready(&self, host: &str, running: Running) -> Result<()> {
+        let dir = self.dir.join(host);
         server::wait_ready(running, &self.socket(host), Duration::from_secs(60)).with_context(|| {
             format!("start the server on {host}; its log ends:\n{}", server::tail(&dir.join("mysqld.log"), 15))
         })

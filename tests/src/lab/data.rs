@@ -33,6 +33,8 @@ const AFTER: Duration = Duration::from_millis(1500);
 const RETURN: Duration = Duration::from_secs(75);
 /// A host that is shown with rows of its own for so long is not coming back by itself.
 const EXTRA_FOR: Duration = Duration::from_secs(8);
+/// Without semi-sync: how long before a crash the replicas stop getting anything, so that there is something to lose.
+const HICCUP: Duration = Duration::from_millis(150);
 /// How long semi-synchronous replication may take to be in effect.
 const IN_EFFECT: Duration = Duration::from_secs(30);
 
@@ -42,7 +44,8 @@ const IN_EFFECT: Duration = Duration::from_secs(30);
 pub enum Work {
     /// `move_role` to the other master.
     Moves,
-    /// `kill -9` of its server, which is started again two seconds later.
+    /// `kill -9` of its server, which is started again two seconds later. Without semi-sync the replicas get nothing
+    /// for a moment before: on a network this short hardly anything is under way when a server dies.
     Kills,
     /// Its cable is out until another host is the writer.
     Cuts,
@@ -229,7 +232,7 @@ fn once(lab: &Lab, config: &Config, number: usize) -> Result<RunLine> {
     let fault = Instant::now();
     let happened = match config.work {
         Work::Moves => make_move(lab, new, &mut line),
-        Work::Kills => kill(lab, old, &mut line),
+        Work::Kills => kill(lab, old, config.semisync == SemiSync::Off, &mut line),
         Work::Cuts => cut(lab, old, &mut line),
     };
     if let Err(e) = happened {
@@ -323,9 +326,18 @@ fn make_move(lab: &Lab, new: &str, line: &mut RunLine) -> Result<()> {
     Ok(())
 }
 
-fn kill(lab: &Lab, old: &str, line: &mut RunLine) -> Result<()> {
+fn kill(lab: &Lab, old: &str, hiccup: bool, line: &mut RunLine) -> Result<()> {
+    if hiccup {
+        let others = DB.into_iter().filter(|host| *host != old);
+        lab.network().set_cuts(&others.map(|host| (old.to_owned(), host.to_owned())).collect())?;
+        thread::sleep(HICCUP);
+    }
     let began = Instant::now();
-    lab.kill_mysqld(old)?;
+    let killed = lab.kill_mysqld(old);
+    if hiccup {
+        lab.heal_all()?;
+    }
+    killed?;
     thread::scope(|s| {
         let service = s.spawn(|| {
             thread::sleep(AWAY.saturating_sub(began.elapsed()));

@@ -371,6 +371,27 @@ impl Server {
         })
     }
 
+    /// Starts the server with its data directory on a disk that has only `megabytes` more than what is there. The disk is
+    /// in memory, only this process sees it, and it is gone with it. Files are there in full, as the server made them
+    /// once: a redo log with holes would be the first to meet the end of the disk.
+    pub fn start_on_small_disk(&self, netns: &Path, dir: &Path, megabytes: u32) -> Result<Running> {
+        const SCRIPT: &str = "set -e; data=$1; more=$2; shift 2; small=$(dirname \"$data\")/tmp/small; mkdir -p \"$small\"; \
+            size=$(($(du -sm --apparent-size \"$data\" | cut -f1) + more)); mount -t tmpfs -o size=\"${size}m\" small \"$small\"; \
+            cp -a --sparse=never \"$data/.\" \"$small/\"; mount --bind \"$small\" \"$data\"; exec \"$@\"";
+        let mut args: Vec<String> =
+            ["--mount", "--propagation", "private", "sh", "-c", SCRIPT, "small-disk"].map(str::to_owned).to_vec();
+        args.extend([dir.join("data").display().to_string(), megabytes.to_string()]);
+        args.extend([self.mysqld.display().to_string(), format!("--defaults-file={}", dir.join("my.cnf").display())]);
+        process::start(Start {
+            netns,
+            program: Path::new("/usr/bin/unshare"),
+            args,
+            env: Vec::new(),
+            log: dir.join("mysqld.log"),
+            run_file: dir.join("mysqld.run"),
+        })
+    }
+
     /// Points a fresh server at its first master.
     pub fn follow(&self, socket: &Path, master: &str) -> Result<()> {
         let ip = ip_of(master)?;
@@ -446,6 +467,12 @@ impl Table {
 
 /// One statement over the server's unix socket, as a user who may do everything. The whole call has a deadline.
 pub fn query(socket: &Path, sql: &str, limit: Duration) -> Result<Table> {
+    session(socket, &[sql], limit)
+}
+
+/// Several statements in one session; the answer of the last one.
+pub fn session(socket: &Path, statements: &[&str], limit: Duration) -> Result<Table> {
+    let (last, before) = statements.split_last().context("a session without statements")?;
     let opts = OptsBuilder::default()
         .socket(Some(socket.display().to_string()))
         .user(Some("lab"))
@@ -456,7 +483,10 @@ pub fn query(socket: &Path, sql: &str, limit: Duration) -> Result<Table> {
     let answer = runtime.block_on(async {
         let all = async {
             let mut conn = Conn::new(opts).await?;
-            let mut result = conn.query_iter(sql).await?;
+            for sql in before {
+                conn.query_drop(*sql).await?;
+            }
+            let mut result = conn.query_iter(*last).await?;
             let columns = result.columns().map(|c| c.iter().map(|c| c.name_str().into_owned()).collect());
             let rows: Vec<mysql_async::Row> = result.collect().await?;
             drop(result);
@@ -471,7 +501,7 @@ pub fn query(socket: &Path, sql: &str, limit: Duration) -> Result<Table> {
         }
     });
     runtime.shutdown_background();
-    answer.with_context(|| format!("run `{sql}` on {}", socket.display()))
+    answer.with_context(|| format!("run `{}` on {}", statements.join("; "), socket.display()))
 }
 
 /// The text protocol gives bytes or NULL.

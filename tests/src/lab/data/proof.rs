@@ -39,18 +39,17 @@ pub struct Proof {
 /// Waits until the ONLINE hosts are in step, then compares. `kept_out`: the host whose extra rows are to be counted.
 pub fn prove(lab: &Lab, journal: &LoadJournal, kept_out: Option<&str>) -> Result<Proof> {
     let active = lab.writer().context("nobody is the writer at the end")?;
-    let mut compared = Vec::new();
-    for host in DB {
-        if host == active || lab.state_of(host)? == "ONLINE" {
-            compared.push(host);
-        }
-    }
-    wait_for("the same position on all ONLINE hosts", IN_STEP, || {
+    // A host that has rows of its own may still be shown ONLINE for some seconds: who is, is asked each time.
+    let compared = wait_for("the same position on all ONLINE hosts", IN_STEP, || {
         let mut positions: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-        for host in &compared {
-            positions.entry(position(lab, host)?).or_default().push(host);
+        let mut online = Vec::new();
+        for host in DB {
+            if host == active || lab.state_of(host)? == "ONLINE" {
+                positions.entry(position(lab, host)?).or_default().push(host);
+                online.push(host);
+            }
         }
-        if positions.len() == 1 { Ok(()) } else { bail!("{positions:?}") }
+        if positions.len() == 1 { Ok(online) } else { bail!("{positions:?}") }
     })?;
     let rows = rows(lab, active, journal.base)?;
     let mut proof = Proof { there: rows.len(), ..Proof::default() };
