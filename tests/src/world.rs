@@ -97,6 +97,8 @@ pub struct World {
     pub refuse_steps: BTreeSet<(HostName, &'static str)>,
     /// What extra transactions did cannot be undone.
     pub no_undo: bool,
+    /// Servers have semi-synchronous replication, and say so. Writes do not wait for it here.
+    pub semisync: bool,
     /// Agents that start from now on have another `lease_ttl` in their configuration than the monitor.
     pub agents_lease_ttl: Option<Duration>,
     /// kill_host_bin was called, for this host, asked for at this epoch.
@@ -289,6 +291,7 @@ impl World {
             ticks: 0,
             refuse_steps: BTreeSet::new(),
             no_undo: false,
+            semisync: false,
             agents_lease_ttl: None,
             kill: None,
             kills: Kills::Told,

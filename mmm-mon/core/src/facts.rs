@@ -12,6 +12,10 @@ use mmm_common::state::{CheckKind, CheckResult};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// A replica that has gone may be the only one that acknowledged what was written before; after this long the others have
+/// received that too.
+const ATTACHED_FOR: Duration = Duration::from_secs(60);
+
 /// What a check says, all periods considered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -54,9 +58,11 @@ pub(crate) struct HostFacts {
     silent_before: Duration,
     /// When a report last said that the I/O thread is connected, and to which address.
     pub(crate) replicating: Option<(Millis, String)>,
-    /// Semi-synchronous replication, as last told by the agent of a living server.
+    /// Semi-synchronous replication, as last told while its server could be written to.
     pub(crate) semisync: Option<SemiSync>,
-    /// What its server had executed, as last told while it was alive.
+    /// How many replicas that acknowledge were attached at most within `ATTACHED_FOR`, and when there were so many last.
+    pub(crate) attached: (u64, Millis),
+    /// What its server had executed, as last told while it could be written to.
     pub(crate) last_executed: Option<Gtids>,
 }
 
@@ -79,6 +85,7 @@ impl HostFacts {
             silent_before: Duration::ZERO,
             replicating: None,
             semisync: None,
+            attached: (0, now),
             last_executed: None,
         }
     }
@@ -117,8 +124,13 @@ impl HostFacts {
                     .get_or_insert((now, format!("its agent says that the server has not answered for {for_ms} ms")));
             }
         }
-        if report.server.life == Life::Alive {
+        // What it says after a restart, or as a replica, tells nothing of when it was written to.
+        if report.server.life == Life::Alive && report.server.writing == Writing::Allowed {
             self.semisync.clone_from(&report.server.semisync);
+            let replicas = self.semisync.as_ref().map_or(0, |s| s.replicas);
+            if replicas >= self.attached.0 || now.since(self.attached.1) >= ATTACHED_FOR {
+                self.attached = (replicas, now);
+            }
             self.last_executed.clone_from(&report.server.executed);
         }
         if let Some(r) = report.server.replication.as_ref().filter(|r| r.io_running) {

@@ -24,6 +24,8 @@ pub(crate) struct Gathering {
     fresh: BTreeSet<HostName>,
     /// Why the candidate alone is not enough.
     stale: Option<String>,
+    /// The candidate is the old master itself, which acknowledges nothing of its own.
+    again: bool,
     /// How many of the hosts that acknowledge have to be asked, so that what was acknowledged is among them.
     need: u64,
     /// What the old master had when it was last heard of.
@@ -78,12 +80,16 @@ impl Gathering {
         if alone.is_none() {
             fresh.insert(to.clone());
         }
-        let semisync = from.filter(|from| *from != to).and_then(|from| scene.hosts.get(from)?.semisync);
-        let need = semisync
-            .filter(|s| s.in_effect(cluster.fenced_within()).is_ok())
-            .map_or(0, |s| (s.replicas + 1).saturating_sub(s.wait_count.max(1)));
         let old = from.and_then(|from| scene.hosts.get(from)?.last_executed).cloned();
-        Gathering { others, fresh, stale: alone, need, old }
+        // MariaDB may have been started with init_rpl_role=SLAVE: then it has thrown away the end of its own binary log
+        // (tried: acknowledged rows of it too), and only the others know whether that was acknowledged.
+        let again = from == Some(to);
+        let asks_others = !again || matches!(old, Some(Gtids::MariaDb(_)));
+        let host = from.filter(|_| asks_others).and_then(|from| scene.hosts.get(from));
+        let need = host
+            .and_then(|h| h.semisync.filter(|s| s.in_effect(cluster.fenced_within()).is_ok()).zip(Some(h.attached)))
+            .map_or(0, |(s, attached)| (attached.max(1) + 1).saturating_sub(s.wait_count.max(1)));
+        Gathering { others, fresh, stale: alone, again, need, old }
     }
 
     /// Nobody who can be asked had been fetching until the end.
@@ -128,8 +134,8 @@ impl Gathering {
         if let Some(why) = self.stale.as_ref().filter(|_| !self.fresh.iter().any(|f| asked.contains(f))) {
             return Next::Hold(why.clone());
         }
-        let acknowledging =
-            asked.iter().filter(|h| scene.hosts.get(**h).is_some_and(|h| h.acknowledges)).count() as u64;
+        let replicas = asked.iter().filter(|h| !self.again || **h != to);
+        let acknowledging = replicas.filter(|h| scene.hosts.get(**h).is_some_and(|h| h.acknowledges)).count() as u64;
         if acknowledging < self.need {
             return Next::Hold(format!(
                 "only {acknowledging} of the hosts that acknowledged the old master's commits can be asked, and {} have to be: what was acknowledged may be on the others",

@@ -112,9 +112,11 @@ pub(crate) struct HostView<'a> {
     pub(crate) replicating: Option<&'a (Millis, String)>,
     /// It is not known to have transactions that the active master lacks.
     pub(crate) trusted: bool,
-    /// Semi-synchronous replication, as last told while its server was alive.
+    /// Semi-synchronous replication, as last told while its server could be written to.
     pub(crate) semisync: Option<&'a SemiSync>,
-    /// What its server had executed, as last told while it was alive.
+    /// How many replicas that acknowledge were attached lately.
+    pub(crate) attached: u64,
+    /// What its server had executed, as last told while it could be written to.
     pub(crate) last_executed: Option<&'a Gtids>,
     /// It is one of those that acknowledge.
     pub(crate) acknowledges: bool,

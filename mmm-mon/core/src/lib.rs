@@ -736,6 +736,7 @@ impl Core {
                     trusted: matches!(host.compared, Compared::Subset | Compared::Needless)
                         || active.as_ref() == Some(name),
                     semisync: host.facts.semisync.as_ref(),
+                    attached: host.facts.attached.0,
                     last_executed: host.facts.last_executed.as_ref(),
                     acknowledges: config.cluster.semisync_slaves
                         || config.cluster.hosts.get(name).is_some_and(|h| h.mode == HostMode::Master),

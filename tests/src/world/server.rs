@@ -7,7 +7,8 @@ use mmm_common::epoch::Boot;
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::HostName;
 use mmm_common::order::{Job, JobWork, Task, Work};
-use mmm_common::report::{Extras, JobState, Life, ReplicationReport, ServerReport, TaskOutcome, Writing};
+use mmm_common::report::{Extras, JobState, Life, ReplicationReport, SemiSync, ServerReport, TaskOutcome, Writing};
+use mmm_common::state::HostMode;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -15,6 +16,8 @@ use std::net::IpAddr;
 pub(super) const STEP: u64 = 3;
 /// How often servers replicate, clients write and watchers look.
 pub(super) const BEAT: u64 = 20;
+/// How long a commit waits for an acknowledgement.
+const SEMISYNC_TIMEOUT: u64 = 10_000;
 /// How long work on a server's data takes.
 const JOB: u64 = 2_000;
 /// How often the watcher tells what has not changed.
@@ -38,6 +41,8 @@ pub struct Server {
     pub task_until: u64,
     /// Work on the data, and when it is done.
     pub job: Option<(Job, u64)>,
+    /// Without a replica that acknowledges, commits wait for no longer than this.
+    pub waits_until: u64,
 }
 
 impl Server {
@@ -55,6 +60,7 @@ impl Server {
             task: None,
             task_until: 0,
             job: None,
+            waits_until: 0,
         }
     }
 
@@ -368,10 +374,35 @@ impl World {
         }
     }
 
+    /// Masters acknowledge what they fetch.
+    fn semisync_of(&self, name: &HostName) -> Option<SemiSync> {
+        let writes = self.semisync && !self.hosts.get(name)?.server.read_only;
+        let is_master = |n: &HostName| self.config.cluster.hosts.get(n).is_some_and(|h| h.mode == HostMode::Master);
+        let fetches = |n: &HostName, h: &SimHost| {
+            is_master(n) && h.server.io && h.server.source.as_ref() == Some(name) && self.source_answers(n)
+        };
+        let replicas = self.hosts.iter().filter(|(n, h)| *n != name && fetches(n, h)).count() as u64;
+        self.semisync.then(|| SemiSync {
+            source: writes,
+            waits: writes && self.now < self.hosts[name].server.waits_until,
+            after_sync: true,
+            timeout_ms: SEMISYNC_TIMEOUT,
+            replicas,
+            wait_count: 1,
+            replica: is_master(name),
+            acknowledges: is_master(name),
+        })
+    }
+
     fn look_at_server(&mut self, name: &HostName) {
         let hang = self.config.cluster.hang_timeout.as_millis() as u64;
         let now = self.now;
         let connected = self.source_answers(name);
+        if self.semisync_of(name).is_some_and(|s| s.replicas > 0)
+            && let Some(host) = self.hosts.get_mut(name)
+        {
+            host.server.waits_until = now + SEMISYNC_TIMEOUT;
+        }
         let Some(host) = self.hosts.get(name) else { return };
         let server = &host.server;
         let mut report = host.told.clone().unwrap_or_else(|| ServerReport::unknown("not looked at yet"));
@@ -400,7 +431,7 @@ impl World {
                         behind_ms: (server.io && server.sql && connected).then_some(0),
                         error: String::new(),
                     }),
-                    semisync: None,
+                    semisync: self.semisync_of(name),
                 };
             }
         }
