@@ -265,6 +265,14 @@ mod tests {
     }
 
     #[test]
+    fn every_subject_is_in_the_documentation() {
+        let page = include_str!("../../docs/doctor.md");
+        for subject in Subject::ALL {
+            assert!(page.contains(&format!("\n| `{subject}` | ")), "{subject} is missing in docs/doctor.md");
+        }
+    }
+
+    #[test]
     fn no_password_is_among_the_words() {
         let host = Host {
             replication_password: Secret("geheim".into()),

@@ -5,7 +5,7 @@
 pub(crate) mod mysql;
 pub(crate) mod ping;
 pub(crate) mod replication;
-mod session;
+pub(crate) mod session;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -3,9 +3,10 @@
 //! Whatever somebody sends, or does not send, holds up no other request: connections, time and line length are bounded,
 //! and when all places are taken the one that has been silent for longest makes room.
 
+use crate::doctor::Doctor;
 use crate::feed::{Event, Feed};
 use crate::lines::Lines;
-use mmm_common::control::{Answer, Request};
+use mmm_common::control::{Answer, Command, Request};
 use mmm_common::wire::{PROTOCOL, to_line};
 use serde::Deserialize;
 use std::collections::VecDeque;
@@ -37,7 +38,7 @@ pub(crate) async fn listen(at: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Takes requests for ever.
-pub(crate) async fn serve(listener: TcpListener, feed: Feed) {
+pub(crate) async fn serve(listener: TcpListener, feed: Feed, doctor: Doctor) {
     let mut visitors: VecDeque<Visitor> = VecDeque::new();
     loop {
         let (stream, from) = match listener.accept().await {
@@ -58,7 +59,7 @@ pub(crate) async fn serve(listener: TcpListener, feed: Feed) {
         // Every place holds a request that waits for its answer: this one is only told so.
         let full = visitors.len() >= CONNECTIONS;
         let has_asked = Arc::new(AtomicBool::new(false));
-        let visit = visit(stream, from, feed.clone(), has_asked.clone(), full);
+        let visit = visit(stream, from, feed.clone(), doctor.clone(), has_asked.clone(), full);
         let task = tokio::spawn(visit).abort_handle();
         visitors.push_back(Visitor { task, has_asked });
     }
@@ -70,7 +71,14 @@ struct Visitor {
     has_asked: Arc<AtomicBool>,
 }
 
-async fn visit(mut stream: TcpStream, from: SocketAddr, feed: Feed, has_asked: Arc<AtomicBool>, full: bool) {
+async fn visit(
+    mut stream: TcpStream,
+    from: SocketAddr,
+    feed: Feed,
+    doctor: Doctor,
+    has_asked: Arc<AtomicBool>,
+    full: bool,
+) {
     let mut lines = Lines::new(&mut stream, MAX_REQUEST);
     let answer = if full {
         refused(format!("{CONNECTIONS} requests wait for their answer already. Try again later"))
@@ -80,7 +88,7 @@ async fn visit(mut stream: TcpStream, from: SocketAddr, feed: Feed, has_asked: A
             Ok(Err(why)) => no_request(&feed, from, format!("No request came: {why}")),
             Ok(Ok(line)) => {
                 has_asked.store(true, Ordering::Relaxed);
-                ask(&line, from, &feed).await
+                ask(&line, from, &feed, &doctor).await
             }
         }
     };
@@ -98,7 +106,7 @@ async fn visit(mut stream: TcpStream, from: SocketAddr, feed: Feed, has_asked: A
     let _ = timeout(PATIENCE, last_words).await;
 }
 
-async fn ask(line: &str, from: SocketAddr, feed: &Feed) -> Answer {
+async fn ask(line: &str, from: SocketAddr, feed: &Feed, doctor: &Doctor) -> Answer {
     // The number first: another version's request may look different otherwise.
     if let Ok(AnyRequest { protocol }) = serde_json::from_str(line)
         && protocol != PROTOCOL
@@ -115,6 +123,10 @@ async fn ask(line: &str, from: SocketAddr, feed: &Feed) -> Answer {
         Ok(request) => request,
         Err(e) => return no_request(feed, from, format!("What was sent is no request of mmm_control: {e}")),
     };
+    // Takes seconds, and the core has no part in it.
+    if command == Command::Doctor {
+        return Answer::Doctor { findings: doctor.examine().await };
+    }
     let (reply, answer) = oneshot::channel();
     feed.send(Event::Command { command, who: from.to_string(), reply }).await;
     answer.await.unwrap_or_else(|_| refused("mmm_mond is ending".to_owned()))

@@ -7,6 +7,7 @@ mod agents;
 mod checks;
 mod clock;
 mod control;
+mod doctor;
 mod feed;
 mod identity;
 mod kill;

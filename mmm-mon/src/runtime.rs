@@ -5,6 +5,7 @@
 
 use crate::agents::Agents;
 use crate::checks::Checkers;
+use crate::doctor::Doctor;
 use crate::feed::{Event, Feed, Inbox, Worker, feed};
 use crate::status::Status;
 use crate::{clock, control, identity, kill};
@@ -20,10 +21,11 @@ use sd_notify::NotifyState;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tracing::{error, info, warn};
 
@@ -71,6 +73,9 @@ pub(crate) async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
 struct Runtime {
     core: Core,
     config: Config,
+    /// The same, for what goes on beside the core.
+    shared: watch::Sender<Arc<Config>>,
+    doctor: Doctor,
     feed: Feed,
     checkers: Checkers,
     agents: Agents,
@@ -102,12 +107,16 @@ impl Runtime {
                 None => format!("there is no saved status in {}", config.status_path.display()),
             }
         );
+        let (shared, for_doctor) = watch::channel(Arc::new(config.clone()));
+        let doctor = Doctor::new(for_doctor, identity);
         let core = Core::new(config.clone(), saved, clock::unix_ms() / 1000, clock::now());
         let mut runtime = Runtime {
             core,
             agents: Agents::new(feed.clone(), identity),
             checkers,
-            control: serve(listener, &feed),
+            control: serve(listener, &feed, &doctor),
+            doctor,
+            shared,
             feed,
             config,
             status: Some(status),
@@ -150,9 +159,10 @@ impl Runtime {
             Err(e) => error!("the new configuration is refused; the old one goes on: {e:#}"),
             Ok(listener) => {
                 if let Some(listener) = listener {
-                    self.control = serve(listener, &self.feed);
+                    self.control = serve(listener, &self.feed, &self.doctor);
                 }
                 self.config = config;
+                self.shared.send_replace(Arc::new(self.config.clone()));
                 self.input(Input::Reload(Box::new(self.config.clone()))).await?;
                 self.checkers.arrange(&self.config);
                 for down in self.agents.arrange(&self.config) {
@@ -196,8 +206,10 @@ impl Runtime {
             Output::Send { host, order } => self.agents.send(&host, *order),
             Output::Kill { host, asked, ping_ok } => self.kill(host, asked, ping_ok),
             Output::Reply { id, answer } => {
-                // Whoever asked may have gone in the meantime.
-                let _ = self.replies.remove(&id).map(|reply| reply.send(answer));
+                if let Some(reply) = self.replies.remove(&id) {
+                    // Whoever asked may have gone in the meantime.
+                    let _ = reply.send(answer);
+                }
             }
             Output::Audit(audit) => log(&audit),
         }
@@ -224,8 +236,8 @@ impl Runtime {
     }
 }
 
-fn serve(listener: TcpListener, feed: &Feed) -> Worker {
-    feed.worker(|feed| control::serve(listener, feed))
+fn serve(listener: TcpListener, feed: &Feed, doctor: &Doctor) -> Worker {
+    feed.worker(|feed| control::serve(listener, feed, doctor.clone()))
 }
 
 /// Reads the configuration in another thread: a file system that does not answer holds up nothing.

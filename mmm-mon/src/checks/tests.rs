@@ -5,8 +5,8 @@ mod server;
 
 use super::*;
 use crate::feed::{Event, Inbox, feed};
-use mmm_common::config::{Cluster, OnDrainTimeout, Secret};
-use mmm_common::state::{HostMode, MonitorMode};
+use mmm_common::config::{Cluster, Secret};
+use mmm_common::state::HostMode;
 use std::collections::BTreeMap;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -271,7 +271,7 @@ async fn a_reload_restarts_only_what_has_changed() {
 }
 
 /// Runs one of the ignored tests again, inside a new network namespace with a loopback; it vanishes with the process.
-pub(super) fn in_namespace(test: &str, setup: &str) {
+pub(crate) fn in_namespace(test: &str, setup: &str) {
     let me = std::env::current_exe().unwrap();
     let out = std::process::Command::new("unshare")
         .args(["-n", "sh", "-ec"])

@@ -2,8 +2,11 @@
 
 use super::*;
 use crate::feed::{Inbox, feed};
+use mmm_common::config::{Cluster, Monitor as Config};
 use mmm_common::control::Command;
+use std::collections::BTreeMap;
 use std::time::Instant;
+use tokio::sync::watch;
 
 /// A port with a loop behind it that answers `ping` at once and nothing else ever.
 struct Port {
@@ -16,7 +19,9 @@ async fn port() -> Port {
     let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let at = listener.local_addr().unwrap();
     let (feed, inbox) = feed();
-    tokio::spawn(serve(listener, feed.clone()));
+    let config = Config::of(Cluster::of(BTreeMap::new(), BTreeMap::new()));
+    let (_, config) = watch::channel(Arc::new(config));
+    tokio::spawn(serve(listener, feed.clone(), Doctor::new(config, 1)));
     Port { at, feed, _inbox: tokio::spawn(answer_pings(inbox)) }
 }
 
@@ -64,6 +69,13 @@ async fn ping_is_answered(port: &Port) {
 #[tokio::test]
 async fn a_request_is_answered_by_one_line() {
     ping_is_answered(&port().await).await;
+}
+
+#[tokio::test]
+async fn doctor_is_answered_beside_the_core() {
+    let port = port().await;
+    let answer = say(&port, request(Command::Doctor).as_bytes()).await;
+    assert!(answer.starts_with(r#"{"answer":"doctor","findings":[{"host":null,"subject":"kill_host""#), "{answer}");
 }
 
 #[tokio::test]
