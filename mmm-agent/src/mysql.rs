@@ -8,7 +8,8 @@
 //!
 //! MariaDB 10.5 and later:
 //! ```sql
-//! GRANT READ_ONLY ADMIN, CONNECTION ADMIN, PROCESS, SLAVE MONITOR, REPLICATION SLAVE ADMIN ON *.* TO mmm_agent@…;
+//! GRANT READ_ONLY ADMIN, CONNECTION ADMIN, PROCESS, SLAVE MONITOR, REPLICATION SLAVE ADMIN,
+//!       REPLICATION MASTER ADMIN ON *.* TO mmm_agent@…;   -- the last one: semi-sync's source side
 //! -- optional: sessions that may write under read_only are found by it, and killed in a planned move
 //! GRANT SELECT ON mysql.* TO mmm_agent@…;
 //! ```
@@ -19,17 +20,25 @@
 //! -- optional: sessions of users who have SYSTEM_USER (root) can be killed too
 //! GRANT SYSTEM_USER ON *.* TO mmm_agent@…;
 //! ```
+//! CONNECTION ADMIN (CONNECTION_ADMIN) also lets the agent in as the one session above max_connections. One more way in,
+//! where it is configured: MariaDB's extra_port, MySQL's admin_address (`GRANT SERVICE_CONNECTION_ADMIN`); the agent finds
+//! it by itself while it is logged in. With neither, an agent that starts while somebody else sits in that one place
+//! reports a server that it knows nothing of.
+//!
 //! The replication user needs REPLICATION SLAVE, and should be allowed in from every host of the cluster.
 
 mod clients;
 mod context;
 mod dialect;
 pub(crate) mod examine;
+mod fetch;
 mod follow;
 mod mariadb;
 mod mysql8;
 mod quiesce;
 mod read_only;
+mod relay;
+mod semisync;
 mod session;
 mod status;
 mod tasks;
@@ -56,8 +65,9 @@ impl Database {
         let (steps, queue) = unbounded_channel();
         match session::Server::local(&config) {
             Some(server) => {
-                let watch = watch::start(server.clone(), config.cluster.hang_timeout, inputs.clone());
-                worker::start(context::Context::new(server, config, watch), queue, inputs);
+                let (logins, hang_timeout) = (context::Logins::default(), config.cluster.hang_timeout);
+                let watch = watch::start(server.clone(), logins.clone(), hang_timeout, inputs.clone());
+                worker::start(context::Context::new(server, config, watch, logins), queue, inputs);
             }
             None => {
                 // The configuration's check refuses this; were it let through, the steps answer by not being done.
@@ -68,7 +78,7 @@ impl Database {
         Database { steps }
     }
 
-    /// Steps on the server: ReadOnly, Writable, Follow, Detach and Task. Each is answered by `Input::Done` or
+    /// Steps on the server: ReadOnly, Writable, Follow, Detach, SemiSync and Task. Each is answered by `Input::Done` or
     /// `Input::TaskDone`, after an `Input::Server` that shows its effect.
     pub(crate) fn queue(&self, step: Step) {
         if self.steps.send(step).is_err() {

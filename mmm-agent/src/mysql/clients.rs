@@ -2,10 +2,12 @@
 //!
 //! Replication, the monitor, the agent itself and the server's own threads are never in a list of those to kill.
 
+use super::semisync;
 use super::session::{Fields, QUERY, Session, Trouble};
 use mmm_common::config;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Client {
@@ -16,6 +18,7 @@ pub(super) struct Client {
     command: String,
     state: String,
     statement: String,
+    seconds: u64,
 }
 
 impl Client {
@@ -27,6 +30,7 @@ impl Client {
             command: row.text(&["Command"])?.to_owned(),
             state: row.text(&["State"])?.to_owned(),
             statement: row.text(&["Info"])?.trim_start().to_ascii_uppercase(),
+            seconds: row.text(&["Time"])?.parse().unwrap_or_default(),
         })
     }
 
@@ -34,6 +38,31 @@ impl Client {
     pub(super) fn busy(&self) -> bool {
         let queueing = ["Waiting for global read lock", "Waiting for backup lock", "Waiting for commit lock"];
         self.command != "Sleep" && !queueing.iter().any(|q| self.state.starts_with(q))
+    }
+
+    /// Told to end, and not gone yet.
+    pub(super) fn killed(&self) -> bool {
+        self.command == "Killed"
+    }
+
+    /// A commit that a replica has not acknowledged yet.
+    pub(super) fn waits_for_ack(&self) -> bool {
+        self.state.starts_with(semisync::WAITING)
+    }
+
+    /// For a `SET GLOBAL read_only`: only commits that have begun are still before it, and none can begin.
+    pub(super) fn waits_for_commits(&self) -> bool {
+        self.state.starts_with("Waiting for commit lock")
+    }
+
+    /// For a `SET GLOBAL read_only`: writing statements are still before it, and none can begin.
+    pub(super) fn waits_for_writes(&self) -> bool {
+        self.state.starts_with("Waiting for global read lock")
+    }
+
+    /// Has been in a writing statement for a second or longer.
+    pub(super) fn is_long(&self) -> bool {
+        self.busy() && !self.only_reads() && self.seconds >= 1
     }
 
     /// A replica that fetches from this server.
@@ -104,6 +133,9 @@ pub(super) async fn kill(session: &mut Session, id: u32) -> Result<(), Trouble> 
         answer => answer,
     }
 }
+
+/// Longer than InnoDB goes on showing the same list of transactions.
+pub(super) const LIST_AGE: Duration = Duration::from_millis(105);
 
 /// Open InnoDB transactions: session, and how many rows it has changed.
 ///
@@ -184,6 +216,7 @@ mod tests {
             command: command.to_owned(),
             state: String::new(),
             statement: statement.to_owned(),
+            seconds: 0,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What every step works with: the server, logins that are kept open, and the way to ask for a fresh look.
 //!
-//! Logins are kept because a saturated server lets nobody new in: what fences it must be in already.
+//! Logins are kept because a saturated server lets nobody new in: what fences it must be in already. When it has room for
+//! a single one, that is handed from whoever has it to whoever needs it: fencing, then looking, then the rest.
 
 use super::clients;
 use super::session::{LOGIN, Server, Session, Trouble};
@@ -24,36 +25,46 @@ pub(super) struct Context {
     pub(super) fence: Kept,
     /// Looks for what holds that up, and kills it.
     pub(super) killer: Kept,
-    /// Follow, Detach.
+    /// Follow, Detach, SemiSync.
     pub(super) lane: Kept,
-    /// CatchUp, Drain, Quiesce.
+    /// CatchUp, Drain, Fetch, Quiesce.
     pub(super) task: Kept,
+    /// Whoever starts the I/O thread again, or wants it to stay stopped.
+    pub(super) fetching: tokio::sync::Mutex<()>,
     /// Sessions with a `SET GLOBAL read_only` under way. One that was given up stays here until it is known to be gone,
     /// for else it could still take effect after a later statement.
     setting: Mutex<BTreeSet<u32>>,
 }
 
 impl Context {
-    pub(super) fn new(server: Server, config: Arc<config::Agent>, watch: Watch) -> Context {
+    pub(super) fn new(server: Server, config: Arc<config::Agent>, watch: Watch, logins: Logins) -> Context {
+        let [fence, killer, lane, task] = logins.0;
         Context {
             server,
             config,
             watch,
-            fence: Kept::default(),
-            killer: Kept::default(),
-            lane: Kept::default(),
-            task: Kept::default(),
+            fence,
+            killer,
+            lane,
+            task,
+            fetching: tokio::sync::Mutex::default(),
             setting: Mutex::default(),
         }
     }
 
-    /// Opens the logins that fencing needs, where they are not open.
+    /// Opens the logins that a failover needs, where they are not open or have ended (the server ends idle ones).
     pub(super) async fn keep_open(&self) {
-        for kept in [&self.fence, &self.killer] {
-            if kept.is_empty()
-                && let Ok(session) = self.server.connect(LOGIN).await
-            {
-                kept.put(session);
+        for kept in [&self.fence, &self.killer, &self.lane, &self.task] {
+            let still = match kept.take() {
+                Some(mut session) => session.ping(STILL_THERE).await.is_ok().then_some(session),
+                None => None,
+            };
+            let session = match still {
+                Some(session) => Ok(session),
+                None => self.server.connect(LOGIN).await,
+            };
+            if let Ok(session) = session {
+                kept.put_if_empty(session);
             }
         }
     }
@@ -64,7 +75,25 @@ impl Context {
         {
             return Ok(session);
         }
-        self.server.connect(LOGIN).await
+        let full = match self.server.connect(LOGIN).await {
+            Err(e) if e.is_full() => e,
+            answer => return answer,
+        };
+        for other in [&self.task, &self.lane, &self.killer] {
+            if let Some(mut session) = other.take()
+                && session.ping(STILL_THERE).await.is_ok()
+            {
+                return Ok(session);
+            }
+        }
+        // The watcher goes without for as long as fencing takes, and for nothing else.
+        if kept.is(&self.fence)
+            && let Some(session) = self.watch.lend().await
+        {
+            tracing::warn!(place = self.server.place, "{full}: the watcher's login is used for fencing");
+            return Ok(session);
+        }
+        Err(full)
     }
 
     /// Runs a statement that changes read_only, so that it cannot outlive its being given up unnoticed.
@@ -112,13 +141,28 @@ impl Context {
     }
 }
 
+/// The kept logins, as the watcher sees them.
+#[derive(Clone, Default)]
+pub(super) struct Logins([Kept; 4]);
+
+impl Logins {
+    /// One that is not in use now, for who cannot get in otherwise.
+    pub(super) fn any(&self) -> Option<Session> {
+        self.0.iter().rev().find_map(Kept::take)
+    }
+}
+
 /// A login kept between uses.
-#[derive(Default)]
-pub(super) struct Kept(Mutex<Option<Session>>);
+#[derive(Clone, Default)]
+pub(super) struct Kept(Arc<Mutex<Option<Session>>>);
 
 impl Kept {
-    fn is_empty(&self) -> bool {
-        self.slot().is_none()
+    fn is(&self, other: &Kept) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn put_if_empty(&self, session: Session) {
+        self.slot().get_or_insert(session);
     }
 
     fn take(&self) -> Option<Session> {

@@ -7,7 +7,7 @@ use super::context::Context;
 use super::dialect::{Dialect, Vitals};
 use super::session::{LOGIN, QUERY, Server, Session, Trouble};
 use super::status::{IoThread, Status};
-use super::{mariadb, mysql8, tasks};
+use super::{mariadb, mysql8, relay, tasks};
 use mmm_common::config::Host;
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::HostName;
@@ -41,21 +41,25 @@ async fn point(session: &mut Session, name: &HostName, host: &Host) -> Result<()
     if let (Some(cure), Dialect::MySql) = (&vitals.no_gtids, session.dialect) {
         return Err(format!("it cannot replicate by GTID: {cure}"));
     }
-    match session.status().await.map_err(text)? {
+    let mut status = session.status().await.map_err(text)?;
+    if let Some(s) = &mut status {
+        relay::complete(session, s).await.map_err(text)?;
+    }
+    match status {
         // An ex-master that starts to fetch again would ask for what it wrote itself, from before it wrote.
         Some(s) if s.by_gtid && is_source(&s, host) && !(vitals.ex_master && s.io == IoThread::Stopped) => {
             start(session, &s, &vitals, name, host).await?;
         }
         Some(s) => {
             apply_received(session, &s, &vitals, name, host).await?;
-            change(session, host).await?;
+            change(session, host, STOP).await?;
         }
-        None => change(session, host).await?,
+        None => change(session, host, STOP).await?,
     }
     come_up(session, host).await
 }
 
-fn is_source(status: &Status, host: &Host) -> bool {
+pub(super) fn is_source(status: &Status, host: &Host) -> bool {
     status.port == host.mysql_port && status.source.parse().is_ok_and(|ip: std::net::IpAddr| ip == host.ip)
 }
 
@@ -97,7 +101,11 @@ async fn apply_received(
         return Err(why);
     }
     // Read again: more may have come in before the I/O thread stopped.
-    let received = session.status().await.map_err(|e| e.to_string())?.and_then(|s| s.received);
+    let mut now = session.status().await.map_err(|e| e.to_string())?;
+    if let Some(now) = &mut now {
+        relay::complete(session, now).await.map_err(|e| e.to_string())?;
+    }
+    let received = now.and_then(|s| s.received);
     source_has(name, host, received.as_ref()).await.map_err(|also| {
         format!("its present source {}:{}: {why}; changing it would throw that away, and {also}", s.source, s.port)
     })
@@ -117,10 +125,12 @@ async fn source_has(name: &HostName, host: &Host, received: Option<&Gtids>) -> R
     }
 }
 
-async fn change(session: &mut Session, host: &Host) -> Result<(), String> {
+/// Changes the source and starts both threads. Whatever is in the relay log is gone afterwards. `limit`: for each of the
+/// statements that may wait for something.
+pub(super) async fn change(session: &mut Session, host: &Host, limit: Duration) -> Result<(), String> {
     let words = session.dialect.words();
     session
-        .run_of(STOP, words.stop)
+        .run_of(limit, words.stop)
         .await
         .or_else(not_a_replica)
         .map_err(|e| format!("replication not stopped: {e}"))?;
@@ -128,25 +138,25 @@ async fn change(session: &mut Session, host: &Host) -> Result<(), String> {
         // Asked for only now, when the SQL thread stands still.
         Dialect::MariaDb => {
             let ex_master = session.vitals().await.map_err(|e| e.to_string())?.ex_master;
-            change_mariadb(session, host, ex_master).await
+            change_mariadb(session, host, ex_master, limit).await
         }
         Dialect::MySql => {
             let [present, old] = mysql8::change(host);
-            session.run_secret(STOP, &[&present, &old]).await
+            session.run_secret(limit, &[&present, &old]).await
         }
     };
     answer.map_err(|e| format!("source not changed: {e}"))?;
     session.run_of(QUERY, words.start).await.map_err(|e| format!("replication not started: {e}"))
 }
 
-async fn change_mariadb(session: &mut Session, host: &Host, ex_master: bool) -> Result<(), Trouble> {
+async fn change_mariadb(session: &mut Session, host: &Host, ex_master: bool, limit: Duration) -> Result<(), Trouble> {
     if !ex_master {
-        return session.run_secret(STOP, &[&mariadb::change(host, false)]).await;
+        return session.run_secret(limit, &[&mariadb::change(host, false)]).await;
     }
-    match session.run_secret(STOP, &[&mariadb::change(host, true)]).await {
+    match session.run_secret(limit, &[&mariadb::change(host, true)]).await {
         Err(e) if e.code() == Some(1064) => {
             session.run(QUERY, mariadb::DEMOTE).await?;
-            session.run_secret(STOP, &[&mariadb::change(host, false)]).await
+            session.run_secret(limit, &[&mariadb::change(host, false)]).await
         }
         answer => answer,
     }

@@ -3,7 +3,7 @@
 //!
 //! Cancelled half way (another task, ReadOnly or Writable came), it restores nothing: what comes next decides.
 
-use super::clients::{self, Client};
+use super::clients::{self, Client, LIST_AGE};
 use super::context::Context;
 use super::read_only;
 use super::session::{Session, Trouble};
@@ -14,9 +14,6 @@ use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Longer than InnoDB keeps showing the same list of transactions.
-const LOOK_AGAIN: Duration = Duration::from_millis(105);
-
 pub(super) async fn run(context: &Context, grace: Duration, limit: Duration) -> Result<Option<Gtids>, String> {
     let deadline = Instant::now() + limit;
     let at = |what: &str, e: &Trouble| format!("quiesce at {}: {what}: {e}", context.server.place);
@@ -26,7 +23,7 @@ pub(super) async fn run(context: &Context, grace: Duration, limit: Duration) -> 
 
     if before == Writing::Allowed {
         // At least half of the time is left for what has to be done.
-        quiet_moment(&mut session, grace.min(limit / 2))
+        quiet_moment(context, &mut session, grace.min(limit / 2))
             .await
             .map_err(|e| at("its transactions could not be read", &e))?;
     }
@@ -67,15 +64,16 @@ async fn refuse_prepared(context: &Context, session: &mut Session) -> Result<(),
     }
 }
 
-/// Waits for a moment without open write transactions; none in time is no error.
-async fn quiet_moment(session: &mut Session, grace: Duration) -> Result<(), Trouble> {
+/// Waits for a moment without open write transactions or long statements; none in time is no error.
+async fn quiet_moment(context: &Context, session: &mut Session, grace: Duration) -> Result<(), Trouble> {
     let until = Instant::now() + grace;
     loop {
-        let open = clients::transactions(session).await?.values().any(|changed| *changed > 0);
-        if !open || Instant::now() + LOOK_AGAIN > until {
+        let open = clients::transactions(session).await?.values().any(|changed| *changed > 0)
+            || clients::ordinary(session, &context.config).await?.iter().any(Client::is_long);
+        if !open || Instant::now() + LIST_AGE > until {
             return Ok(());
         }
-        sleep(LOOK_AGAIN).await;
+        sleep(LIST_AGE).await;
     }
 }
 

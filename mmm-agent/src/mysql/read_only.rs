@@ -1,18 +1,21 @@
 //! read_only on and off, and read back.
 //!
-//! Switching it on waits for running updates, LOCK TABLES and, on MariaDB, commits that wait for a semi-sync
-//! acknowledgement. So from 50 ms on, a second login kills what holds it up: first running writes, then open
-//! transactions, then everybody (LOCK TABLES shows in no list). It must never be said to be on when it is not.
+//! Switching it on waits for running updates, LOCK TABLES and commits that wait for a semi-sync acknowledgement. So from
+//! 50 ms on, a second login kills what holds it up: first running writes, then open transactions, then everybody (LOCK
+//! TABLES shows in no list). Without a second login (too many connections) the first one does it by turns. It must never
+//! be said to be on when it is not.
 
-use super::clients;
+use super::clients::{self, Client, LIST_AGE};
 use super::context::Context;
+use super::dialect::Dialect;
+use super::semisync;
 use super::session::{Session, Trouble};
 use crate::clock;
 use mmm_common::ids::Millis;
 use mmm_common::report::Writing;
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// The step fails within this.
 pub(super) const LIMIT: Duration = Duration::from_secs(3);
@@ -34,12 +37,13 @@ pub(super) async fn on(context: &Context, limit: Duration) -> Result<(), String>
         return Ok(());
     }
     let done = Notify::new();
+    let setter_id = setter.id;
     let set = async {
         let answer = set_on(context, &mut setter, deadline).await;
         done.notify_one();
         answer
     };
-    let (answer, killed) = tokio::join!(set, clear_the_way(context, &done, deadline));
+    let (answer, killed) = tokio::join!(set, clear_the_way(context, setter_id, &done, deadline));
     if !killed.is_empty() {
         tracing::warn!(sessions = killed.join(", "), "killed to make the server read-only");
     }
@@ -64,14 +68,20 @@ async fn set_on(context: &Context, setter: &mut Session, deadline: Instant) -> R
         let rest = deadline.saturating_duration_since(Instant::now());
         match context.set(setter, rest, sql).await {
             // Lock wait timeout (1 s in our sessions): what held it up may be killed by now.
-            Err(Trouble::Refused { code: 1205, .. }) if Instant::now() < deadline => {}
+            Err(Trouble::Refused { code: 1205, .. }) if Instant::now() < deadline => {
+                let id = setter.id;
+                let killed = kill_round(context, setter, id, EVERYBODY_FROM).await?;
+                if !killed.is_empty() {
+                    tracing::warn!(sessions = killed.join(", "), "killed to make the server read-only");
+                }
+            }
             answer => return answer,
         }
     }
 }
 
 /// Kills what holds the `SET` up, until it is done. Gives back whom.
-async fn clear_the_way(context: &Context, done: &Notify, deadline: Instant) -> Vec<String> {
+async fn clear_the_way(context: &Context, setter: u32, done: &Notify, deadline: Instant) -> Vec<String> {
     let mut killed = Vec::new();
     let mut killer = None;
     for round in 1u32.. {
@@ -89,7 +99,7 @@ async fn clear_the_way(context: &Context, done: &Notify, deadline: Instant) -> V
                 }
             },
         };
-        match kill_round(context, &mut session, round).await {
+        match kill_round(context, &mut session, setter, round).await {
             Ok(now) => killed.extend(now),
             Err(e) => tracing::warn!(%e, "what holds up read_only could not be killed"),
         }
@@ -101,7 +111,10 @@ async fn clear_the_way(context: &Context, done: &Notify, deadline: Instant) -> V
     killed
 }
 
-async fn kill_round(context: &Context, session: &mut Session, round: u32) -> Result<Vec<String>, Trouble> {
+async fn kill_round(context: &Context, session: &mut Session, setter: u32, round: u32) -> Result<Vec<String>, Trouble> {
+    if round >= TRANSACTIONS_FROM && session.dialect == Dialect::MySql {
+        release_killed(context, session, setter).await?;
+    }
     let transactions =
         if round >= TRANSACTIONS_FROM { clients::transactions(session).await? } else { Default::default() };
     let mut killed = Vec::new();
@@ -116,6 +129,27 @@ async fn kill_round(context: &Context, session: &mut Session, round: u32) -> Res
         }
     }
     Ok(killed)
+}
+
+/// MySQL: a commit that waits for an acknowledgement goes on doing so when its session is killed. It is let go once
+/// nobody is left to be told that it is done, and nobody else can commit before read_only is on.
+async fn release_killed(context: &Context, session: &mut Session, setter: u32) -> Result<(), Trouble> {
+    let all = clients::all(session).await?;
+    let queues = |c: &Client| c.id == setter && (c.waits_for_commits() || c.waits_for_writes());
+    if !all.iter().any(Client::waits_for_ack) || !all.iter().any(queues) {
+        return Ok(());
+    }
+    // The list of transactions must be younger than the wait.
+    sleep(LIST_AGE).await;
+    let open = clients::transactions(session).await?;
+    let present = clients::ordinary(session, &context.config).await?;
+    let nobody_else =
+        present.iter().all(|c| c.killed() || (!open.contains_key(&c.id) && (!c.busy() || c.only_reads())));
+    if nobody_else && clients::all(session).await?.iter().any(queues) {
+        tracing::warn!("semi-sync's source side is switched off: killed sessions wait for an acknowledgement");
+        semisync::release(session).await?;
+    }
+    Ok(())
 }
 
 /// read_only off, and super_read_only with it. Not begun after `until`, the end of the lease.

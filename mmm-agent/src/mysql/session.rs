@@ -14,6 +14,7 @@ use std::future::Future;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -45,6 +46,11 @@ impl Trouble {
             Trouble::Refused { .. } | Trouble::Strange { .. } => true,
             Trouble::NotThere { .. } | Trouble::Lost { .. } | Trouble::Late { .. } => false,
         }
+    }
+
+    /// The server has no place left for this login.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self.code(), Some(1040 | 1203))
     }
 
     pub(super) fn code(&self) -> Option<u16> {
@@ -143,6 +149,8 @@ pub(super) struct Server {
     user: String,
     socket: Option<PathBuf>,
     tcp: SocketAddr,
+    /// Where a saturated server still lets administrators in, once it has said so.
+    side_door: Arc<Mutex<Option<SocketAddr>>>,
 }
 
 impl Server {
@@ -180,12 +188,53 @@ impl Server {
         if let Some(path) = &socket {
             opts = opts.socket(Some(path.display().to_string()));
         }
-        Server { opts: opts.into(), place, user: user.to_owned(), socket, tcp }
+        Server { opts: opts.into(), place, user: user.to_owned(), socket, tcp, side_door: Arc::default() }
     }
 
+    /// By the side door when the server has no other place left.
     pub(super) async fn connect(&self, limit: Duration) -> Result<Session, Trouble> {
+        let full = match self.connect_by(self.opts.clone(), limit).await {
+            Err(e) if e.is_full() => e,
+            answer => return answer,
+        };
+        let door = *self.side_door.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(door) = door else { return Err(full) };
+        let opts = OptsBuilder::from_opts(self.opts.clone())
+            .socket(None::<String>)
+            .ip_or_hostname(door.ip().to_string())
+            .resolved_ips(Some(vec![door.ip()]))
+            .tcp_port(door.port());
+        self.connect_by(opts.into(), limit).await.map_err(|e| match full {
+            Trouble::Refused { code, message } => {
+                Trouble::Refused { code, message: format!("{message} (nor by {door}: {e})") }
+            }
+            other => other,
+        })
+    }
+
+    /// Asks for MariaDB's extra_port, or MySQL's administrative address.
+    pub(super) async fn find_side_door(&self, session: &mut Session) -> Result<(), Trouble> {
+        let sql = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('extra_port', 'admin_address', 'admin_port')";
+        let rows = session.rows(QUERY, sql).await?;
+        let value = |name: &str| {
+            let row = rows.iter().find(|r| r.text(&["Variable_name"]).is_ok_and(|n| n.eq_ignore_ascii_case(name)));
+            row.and_then(|r| r.text(&["Value"]).ok()).filter(|v| !v.is_empty())
+        };
+        let port = |name: &str| value(name).and_then(|p| p.parse::<u16>().ok()).filter(|p| *p != 0);
+        let door = match session.dialect {
+            Dialect::MariaDb => port("extra_port").map(|p| SocketAddr::new(self.tcp.ip(), p)),
+            Dialect::MySql => value("admin_address")
+                .and_then(|ip| ip.parse().ok())
+                .zip(port("admin_port"))
+                .map(|(ip, p)| SocketAddr::new(ip, p)),
+        };
+        *self.side_door.lock().unwrap_or_else(PoisonError::into_inner) = door;
+        Ok(())
+    }
+
+    async fn connect_by(&self, opts: Opts, limit: Duration) -> Result<Session, Trouble> {
         let login = async {
-            let mut conn = Conn::new(self.opts.clone()).await?;
+            let mut conn = Conn::new(opts).await?;
             let version: Option<String> = conn.query_first("SELECT VERSION()").await?;
             Ok::<_, mysql_async::Error>((conn, version.unwrap_or_default()))
         };

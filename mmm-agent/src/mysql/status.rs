@@ -16,11 +16,11 @@ pub(super) enum IoThread {
     Stopped,
 }
 
-/// A place in the source's binary log.
+/// A place in a log: the source's binary log, or the relay log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct LogPosition {
-    file: String,
-    pos: u64,
+    pub(super) file: String,
+    pub(super) pos: u64,
 }
 
 impl fmt::Display for LogPosition {
@@ -37,8 +37,10 @@ pub(super) struct Status {
     pub(super) sql: bool,
     /// Positions come by GTID (MariaDB: slave_pos; MySQL: Auto_Position=1).
     pub(super) by_gtid: bool,
-    /// What the relay log has brought, as the server says it.
+    /// What the relay log has brought, as the server says it. A restarted MariaDB does not know (`relay::complete`).
     pub(super) received: Option<Gtids>,
+    /// Where the SQL thread stands in the relay log.
+    pub(super) relay: LogPosition,
     read: LogPosition,
     applied: LogPosition,
     behind_s: Option<u64>,
@@ -69,6 +71,10 @@ impl Status {
             sql: row.text(&["Replica_SQL_Running", "Slave_SQL_Running"])? == "Yes",
             by_gtid: false,
             received: None,
+            relay: LogPosition {
+                file: row.text(&["Relay_Log_File"])?.to_owned(),
+                pos: row.number(&["Relay_Log_Pos"])?,
+            },
             read: LogPosition {
                 file: row.text(&["Source_Log_File", "Master_Log_File"])?.to_owned(),
                 pos: row.number(&["Read_Source_Log_Pos", "Read_Master_Log_Pos"])?,
@@ -147,6 +153,8 @@ mod tests {
         Slave_SQL_Running: No
         Master_Log_File: bin.000002
         Read_Master_Log_Pos: 900
+        Relay_Log_File: relay.000002
+        Relay_Log_Pos: 715
         Relay_Master_Log_File: bin.000002
         Exec_Master_Log_Pos: 400
         Seconds_Behind_Master: NULL
@@ -164,6 +172,8 @@ mod tests {
         Replica_SQL_Running: Yes
         Source_Log_File: bin.000002
         Read_Source_Log_Pos: 900
+        Relay_Log_File: relay.000002
+        Relay_Log_Pos: 715
         Relay_Source_Log_File: bin.000002
         Exec_Source_Log_Pos: 900
         Seconds_Behind_Source: 3

@@ -6,6 +6,7 @@
 use super::clients::{self, Client};
 use super::context::Context;
 use super::dialect::Dialect;
+use super::relay;
 use super::session::{QUERY, Session, Trouble};
 use super::status::{IoThread, Status};
 use mmm_common::gtid::Gtids;
@@ -68,13 +69,16 @@ pub(super) async fn catch_up(context: &Context, position: &Gtids, limit: Duratio
 
 pub(super) async fn drain(context: &Context, limit: Duration) -> Result<Option<Gtids>, String> {
     let at = |what: &str| format!("draining {}: {what}", context.server.place);
+    // Nobody starts the I/O thread again while this goes on.
+    let _alone = context.fetching.lock().await;
     let mut session = context.take(&context.task).await.map_err(|e| at(&format!("no login: {e}")))?;
     end_fetchers(&mut session).await.map_err(|e| at(&format!("what fetches from here could not be ended: {e}")))?;
     let deadline = Instant::now() + limit;
     let text = |e: Trouble| at(&e.to_string());
     let unconnected = session.status().await.map_err(text)?.filter(|s| s.sql && s.io == IoThread::Connecting);
     let position = match unconnected {
-        Some(recorded) => {
+        Some(mut recorded) => {
+            relay::complete(&mut session, &mut recorded).await.map_err(text)?;
             let position = wait_applied(&mut session, &recorded, deadline).await.map_err(|why| at(&why))?;
             leave_stopping(context, deadline).await.map_err(text)?;
             position
@@ -97,7 +101,7 @@ async fn end_fetchers(session: &mut Session) -> Result<(), Trouble> {
 
 /// Stops the I/O thread. With semi-sync on, MariaDB's replica first logs in to its master to end the dump thread there,
 /// and waits long for one that hangs or is gone (tried: 2 s of the default 5); one second is the least that can be set.
-async fn stop_fetching(session: &mut Session, deadline: Instant) -> Result<(), Trouble> {
+pub(super) async fn stop_fetching(session: &mut Session, deadline: Instant) -> Result<(), Trouble> {
     if session.dialect == Dialect::MariaDb {
         match session.run(QUERY, "SET GLOBAL rpl_semi_sync_slave_kill_conn_timeout=1").await {
             // A server without it waits for nobody.
@@ -130,9 +134,10 @@ async fn leave_stopping(context: &Context, deadline: Instant) -> Result<(), Trou
 pub(super) async fn drained(session: &mut Session, deadline: Instant) -> Result<Option<Gtids>, String> {
     let text = |e: Trouble| e.to_string();
     let recorded = session.status().await.map_err(text)?;
-    let Some(recorded) = recorded else {
+    let Some(mut recorded) = recorded else {
         return Ok(session.vitals().await.map_err(text)?.executed);
     };
+    relay::complete(session, &mut recorded).await.map_err(text)?;
     if !recorded.sql {
         let executed = session.vitals().await.map_err(text)?.executed;
         let io_runs = recorded.io != IoThread::Stopped;
@@ -173,9 +178,10 @@ async fn wait_applied(session: &mut Session, recorded: &Status, deadline: Instan
     let text = |e: Trouble| e.to_string();
     let mut idle_since: Option<Instant> = None;
     loop {
-        let Some(status) = session.status().await.map_err(text)? else {
+        let Some(mut status) = session.status().await.map_err(text)? else {
             return Err("the replication configuration was removed meanwhile".to_owned());
         };
+        relay::complete(session, &mut status).await.map_err(text)?;
         let executed = session.vitals().await.map_err(text)?.executed;
         // With the I/O thread stopped, the second look at what was received is the last word; the first one guards
         // against a relay log that was thrown away between.

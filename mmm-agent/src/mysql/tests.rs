@@ -6,7 +6,7 @@ mod servers;
 use super::Database;
 use crate::clock;
 use mmm_agent_core::io::{Input, Step};
-use mmm_common::config::{Agent, Cluster, Host, OnDrainTimeout, Role, Secret};
+use mmm_common::config::{Agent, Cluster, Host, Role, Secret};
 use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
@@ -17,7 +17,6 @@ use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
 use servers::{AGENT_PASSWORD, Instance, REPLICATION_PASSWORD, WRITER, start};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -34,6 +33,11 @@ macro_rules! stories {
         mod mysql_9_7 { $(#[tokio::test] async fn $name() { super::$name("mysql-9.7").await })* }
     };
 }
+
+mod fetch;
+mod relay_log;
+mod saturated;
+mod semisync;
 
 stories!(
     a_killed_server_is_dead_at_once_and_alive_again_after_its_start,
@@ -175,6 +179,13 @@ fn writable() -> Step {
 
 fn follow(name: &str) -> Step {
     Step::Follow { host: HostName::from(name) }
+}
+
+/// Until everything that this server has executed is applied.
+async fn catch_up_with(db: &Instance) -> Work {
+    let mut side = Side::alone(db);
+    side.until("read", |r| r.executed.is_some()).await;
+    catch_up(side.last.executed.clone())
 }
 
 fn catch_up(position: Option<Gtids>) -> Work {

@@ -2,16 +2,21 @@
 //!
 //! Three tasks. The *tripwire* keeps a login inside `SELECT SLEEP`, so that the end of the server is an event the moment
 //! its sockets close. The *sampler* asks for the server's state on a kept login. The *judge* draws the conclusion.
+//! Where a saturated server has a single place left, the sampler has it, and lends it for fencing.
+//!
 //! Dead is said only when the host itself refuses a new connection; silence becomes Hung after `hang_timeout`; a server
 //! that answers but will not let the agent look is Unknown, with the reason.
 
+use super::context::Logins;
+use super::semisync;
 use super::session::{Knock, QUERY, Server, Session, Trouble};
+use super::status::Status;
 use mmm_agent_core::io::Input;
 use mmm_common::gtid::Gtids;
-use mmm_common::report::{Life, ReplicationReport, ServerReport, Writing};
+use mmm_common::report::{Life, ReplicationReport, SemiSync, ServerReport, Writing};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Between two samples of a server that answers.
@@ -29,6 +34,10 @@ const PENDING: Duration = Duration::from_secs(10);
 const QUICK: Duration = Duration::from_millis(100);
 /// How long the status may stay unanswered before a new login asks again.
 const STATUS_RETRY: Duration = Duration::from_secs(1);
+/// For how long the login for the variables may be lent.
+const LENT: Duration = Duration::from_secs(4);
+/// Between two questions for semi-synchronous replication where there is none: plugins can be installed any time.
+const NO_SEMISYNC: Duration = Duration::from_secs(10);
 
 /// What the tripwire and the sampler tell the judge.
 enum Seen {
@@ -52,6 +61,7 @@ struct Sample {
     writing: Writing,
     executed: Option<Gtids>,
     replication: Option<ReplicationReport>,
+    semisync: Option<SemiSync>,
     /// A part that the server refused to show.
     denied: Option<String>,
 }
@@ -59,31 +69,48 @@ struct Sample {
 /// A way to have the server looked at now.
 #[derive(Clone)]
 pub(super) struct Watch {
-    poke: UnboundedSender<oneshot::Sender<()>>,
+    asks: UnboundedSender<Ask>,
+}
+
+enum Ask {
+    Look(oneshot::Sender<()>),
+    Lend(oneshot::Sender<Session>),
 }
 
 impl Watch {
     /// Returns once a fresh sample has been handed to the core, or could not be had in time.
     pub(super) async fn look_now(&self) {
         let (done, seen) = oneshot::channel();
-        if self.poke.send(done).is_ok() {
+        if self.asks.send(Ask::Look(done)).is_ok() {
             // Not in time: the watcher will say what is the matter by itself.
             let _late = timeout(QUERY + QUERY / 2, seen).await;
         }
     }
+
+    /// The watcher's own login, for who must get in when the server lets in nobody else.
+    pub(super) async fn lend(&self) -> Option<Session> {
+        let (give, get) = oneshot::channel();
+        self.asks.send(Ask::Lend(give)).ok()?;
+        timeout(QUERY, get).await.ok()?.ok()
+    }
 }
 
-pub(super) fn start(server: Server, hang_timeout: Duration, inputs: UnboundedSender<Input>) -> Watch {
-    let (poke, pokes) = unbounded_channel();
+pub(super) fn start(server: Server, logins: Logins, hang_timeout: Duration, inputs: UnboundedSender<Input>) -> Watch {
+    let (asks, asked) = unbounded_channel();
     let (seen, sights) = unbounded_channel();
-    tokio::spawn(tripwire(server.clone(), seen.clone()));
-    tokio::spawn(sample(server.clone(), seen, pokes));
+    let (inside, is_inside) = watch::channel(false);
+    tokio::spawn(tripwire(server.clone(), seen.clone(), is_inside));
+    tokio::spawn(sample(Sampler::new(server.clone(), logins, inside), seen, asked));
     tokio::spawn(judge(server, hang_timeout, sights, inputs));
-    Watch { poke }
+    Watch { asks }
 }
 
-async fn tripwire(server: Server, seen: UnboundedSender<Seen>) {
+/// `inside`: the sampler is logged in. Where there is one place left, it is the sampler's.
+async fn tripwire(server: Server, seen: UnboundedSender<Seen>, mut inside: watch::Receiver<bool>) {
     while !seen.is_closed() {
+        if inside.wait_for(|inside| *inside).await.is_err() {
+            return;
+        }
         if let Ok(mut session) = server.connect(PENDING).await {
             let asleep = session.rows(Duration::from_secs(SLEEP_S + 60), &format!("SELECT SLEEP({SLEEP_S})")).await;
             if let Err(e) = asleep {
@@ -97,8 +124,7 @@ async fn tripwire(server: Server, seen: UnboundedSender<Seen>) {
     }
 }
 
-async fn sample(server: Server, seen: UnboundedSender<Seen>, mut pokes: UnboundedReceiver<oneshot::Sender<()>>) {
-    let mut sampler = Sampler { server, vitals: None, status: None, last_status: None, status_again: Instant::now() };
+async fn sample(mut sampler: Sampler, seen: UnboundedSender<Seen>, mut asked: UnboundedReceiver<Ask>) {
     let mut poke: Option<oneshot::Sender<()>> = None;
     loop {
         // Somebody waits for a fresh look: a replication status that is held up must not hold them up.
@@ -106,8 +132,9 @@ async fn sample(server: Server, seen: UnboundedSender<Seen>, mut pokes: Unbounde
         if let Some(done) = poke.take() {
             let _ended = seen.send(Seen::Flush(done));
         }
-        match timeout(pause, pokes.recv()).await {
-            Ok(Some(done)) => poke = Some(done),
+        match timeout(pause, asked.recv()).await {
+            Ok(Some(Ask::Look(done))) => poke = Some(done),
+            Ok(Some(Ask::Lend(to))) => sampler.lend(to),
             Ok(None) => return,
             Err(_) if seen.is_closed() => return,
             Err(_) => {}
@@ -117,6 +144,11 @@ async fn sample(server: Server, seen: UnboundedSender<Seen>, mut pokes: Unbounde
 
 struct Sampler {
     server: Server,
+    /// Those of the worker, for when the server lets nobody in.
+    logins: Logins,
+    inside: watch::Sender<bool>,
+    /// When the login for the variables was given away.
+    lent: Option<Instant>,
     /// For the variables: what tells life.
     vitals: Option<Session>,
     /// For the replication status, which a STOP elsewhere can hold up while the server is well.
@@ -124,15 +156,53 @@ struct Sampler {
     last_status: Option<ReplicationReport>,
     /// Not before then is another connection tried for it.
     status_again: Instant,
+    semisync: Semi,
+}
+
+/// What is known of semi-synchronous replication.
+#[derive(Default)]
+struct Semi {
+    words: Option<semisync::Words>,
+    /// Not before then is a server without it asked for it again.
+    again: Option<Instant>,
+    last: Option<(Instant, SemiSync)>,
 }
 
 impl Sampler {
+    fn new(server: Server, logins: Logins, inside: watch::Sender<bool>) -> Sampler {
+        Sampler {
+            server,
+            logins,
+            inside,
+            lent: None,
+            vitals: None,
+            status: None,
+            last_status: None,
+            status_again: Instant::now(),
+            semisync: Semi::default(),
+        }
+    }
+
+    fn lend(&mut self, to: oneshot::Sender<Session>) {
+        if let Some(session) = self.vitals.take() {
+            match to.send(session) {
+                Ok(()) => self.lent = Some(Instant::now()),
+                Err(session) => self.vitals = Some(session),
+            }
+        }
+    }
+
     /// One look; gives back how long to wait before the next.
     async fn round(&mut self, seen: &UnboundedSender<Seen>, patience: Duration) -> Duration {
         match self.look(seen, patience).await {
             Ok(sample) => {
                 let _ended = seen.send(Seen::Sample(sample));
                 PERIOD
+            }
+            // It is in use elsewhere, and comes back.
+            Err(e) if e.is_full() && self.lent.is_some_and(|at| at.elapsed() < LENT) => {
+                let _ended = seen.send(Seen::Answer);
+                PERIOD / 5
             }
             Err(e @ (Trouble::Refused { .. } | Trouble::Strange { .. })) => {
                 let _ended = seen.send(Seen::Denied(e.to_string()));
@@ -161,15 +231,29 @@ impl Sampler {
         let (session, vitals) = match kept {
             Some(kept) => kept,
             None => {
-                let mut session = self.server.connect(PENDING).await?;
+                self.inside.send_replace(false);
+                let mut session = match self.server.connect(PENDING).await {
+                    Err(e) if e.is_full() => self.logins.any().ok_or(e)?,
+                    answer => answer?,
+                };
                 let _ended = seen.send(Seen::Answer);
                 let vitals = session.vitals().await?;
+                // Not knowing another way in is no reason not to use this one.
+                let _unknown = self.server.find_side_door(&mut session).await;
                 (session, vitals)
             }
         };
+        self.lent = None;
         self.vitals = Some(session);
+        self.inside.send_replace(true);
         let _ended = seen.send(Seen::Answer);
-        let mut sample = Sample { writing: vitals.writing, executed: vitals.executed, replication: None, denied: None };
+        let mut sample = Sample {
+            writing: vitals.writing,
+            executed: vitals.executed,
+            replication: None,
+            semisync: None,
+            denied: None,
+        };
         match self.replication(sample.executed.as_ref(), patience).await {
             Ok(report) => {
                 self.last_status = report;
@@ -183,6 +267,8 @@ impl Sampler {
                 });
             }
         }
+        let fresh = |(at, _): &(Instant, SemiSync)| at.elapsed() < QUERY;
+        sample.semisync = self.semisync.last.clone().filter(fresh).map(|(_, semisync)| semisync);
         Ok(sample)
     }
 
@@ -194,14 +280,54 @@ impl Sampler {
         let mut session = match self.status.take() {
             Some(session) if session.usable() => session,
             Some(_) | None if Instant::now() < self.status_again => return Err(Trouble::Late { limit: QUERY }),
-            Some(_) | None => {
-                self.status_again = Instant::now() + STATUS_RETRY;
-                self.server.connect(QUERY).await?
-            }
+            Some(_) | None => match self.server.connect(QUERY).await {
+                Ok(session) => {
+                    self.status_again = Instant::now() + STATUS_RETRY;
+                    session
+                }
+                // The one login there is has to do.
+                Err(e) if e.is_full() => {
+                    let Some(mut session) = self.vitals.take() else { return Err(e) };
+                    let answer = self.ask(&mut session, patience).await;
+                    self.vitals = Some(session).filter(Session::usable);
+                    return Ok(answer?.map(|s| s.report(executed)));
+                }
+                Err(e) => {
+                    self.status_again = Instant::now() + STATUS_RETRY;
+                    return Err(e);
+                }
+            },
         };
-        let answer = session.status_within(patience).await;
+        let answer = self.ask(&mut session, patience).await;
         self.status = Some(session);
         Ok(answer?.map(|s| s.report(executed)))
+    }
+
+    async fn ask(&mut self, session: &mut Session, patience: Duration) -> Result<Option<Status>, Trouble> {
+        self.semisync.look(session, patience).await?;
+        session.status_within(patience).await
+    }
+}
+
+impl Semi {
+    /// An answer that is no good only means that nothing is known; the connection's trouble is everybody's.
+    async fn look(&mut self, session: &mut Session, patience: Duration) -> Result<(), Trouble> {
+        if self.words.is_none() && self.again.is_none_or(|at| Instant::now() >= at) {
+            self.again = Some(Instant::now() + NO_SEMISYNC);
+            self.words = semisync::Words::of(session).await?;
+        }
+        let Some(words) = &self.words else { return Ok(()) };
+        match semisync::read(session, words, patience).await {
+            Ok(now) => {
+                self.last = Some((Instant::now(), now));
+                Ok(())
+            }
+            Err(e) if e.is_answer() => {
+                *self = Semi { again: self.again, ..Semi::default() };
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
     }
 }
 
@@ -286,8 +412,8 @@ impl Judge {
                 Life::Unknown { why: format!("the agent's user may not look at replication at {}: {why}", self.place) }
             }
         };
-        let Sample { writing, executed, replication, denied: _ } = sample;
-        self.report = ServerReport { life, writing, executed, replication, semisync: None };
+        let Sample { writing, executed, replication, semisync, denied: _ } = sample;
+        self.report = ServerReport { life, writing, executed, replication, semisync };
     }
 
     fn denied(&mut self, now: Instant, why: String) {
@@ -337,7 +463,8 @@ mod tests {
 
     fn alive(now: Instant) -> Judge {
         let mut judge = Judge::new("db1".to_owned(), HANG, now);
-        let sample = Sample { writing: Writing::Allowed, executed: None, replication: None, denied: None };
+        let writing = Writing::Allowed;
+        let sample = Sample { writing, executed: None, replication: None, semisync: None, denied: None };
         judge.sampled(now, sample);
         judge
     }

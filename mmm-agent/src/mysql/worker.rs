@@ -4,12 +4,12 @@
 //! a new one ending the one before; and ReadOnly starts at once, ending whatever might make the server writable again.
 
 use super::context::Context;
-use super::{follow, quiesce, read_only, tasks};
+use super::{fetch, follow, quiesce, read_only, semisync, tasks};
 use mmm_agent_core::io::{Input, Step};
 use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
 use mmm_common::order::{Task, Work};
-use mmm_common::report::{JobState, TaskOutcome};
+use mmm_common::report::TaskOutcome;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
@@ -90,12 +90,8 @@ impl Worker {
             Step::Writable { .. } | Step::Follow { .. } | Step::Detach | Step::SemiSync { .. } => {
                 self.waiting.push_back(step);
             }
-            Step::Job(job) => {
-                let why = "this build has no jobs".to_owned();
-                self.tell(Input::Job { id: job.id, state: JobState::Failed { why } });
-            }
-            Step::Address { .. } | Step::Probe { .. } | Step::Announce { .. } | Step::Remove { .. } => {
-                let why = "address steps are not for the database's worker".to_owned();
+            Step::Job(_) | Step::Address { .. } | Step::Probe { .. } | Step::Announce { .. } | Step::Remove { .. } => {
+                let why = "jobs and address steps are not for the database's worker".to_owned();
                 self.tell(Input::Done { step, result: Err(why) });
             }
         }
@@ -125,7 +121,7 @@ impl Worker {
                 Step::Writable { until } => read_only::off(&context, Some(*until)).await,
                 Step::Follow { host } => follow::follow(&context, host).await,
                 Step::Detach => follow::detach(&context).await,
-                Step::SemiSync { .. } => Err("this build does not switch it".to_owned()),
+                Step::SemiSync { side, on } => semisync::switch(&context, *side, *on).await,
                 Step::Task(_)
                 | Step::Job(_)
                 | Step::Address { .. }
@@ -235,6 +231,8 @@ async fn work(context: &Context, work: Work) -> Result<Option<Gtids>, String> {
             tasks::catch_up(context, &position, Duration::from_millis(timeout_ms)).await
         }
         Work::Drain { timeout_ms } => tasks::drain(context, Duration::from_millis(timeout_ms)).await,
-        Work::Fetch { .. } => Err("this build does not fetch".to_owned()),
+        Work::Fetch { from, position, timeout_ms } => {
+            fetch::fetch(context, &from, &position, Duration::from_millis(timeout_ms)).await
+        }
     }
 }

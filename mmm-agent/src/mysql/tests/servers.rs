@@ -24,7 +24,8 @@ pub(super) const REPLICATION_PASSWORD: &str = "sl'a\\ve\"1";
 pub(super) const AGENT_PASSWORD: &str = "RepAgent";
 const EVERYTHING: &str = "boss";
 
-const MARIADB_GRANTS: &str = "READ_ONLY ADMIN, CONNECTION ADMIN, PROCESS, SLAVE MONITOR, REPLICATION SLAVE ADMIN";
+const MARIADB_GRANTS: &str = "READ_ONLY ADMIN, CONNECTION ADMIN, PROCESS, SLAVE MONITOR, REPLICATION SLAVE ADMIN, \
+                              REPLICATION MASTER ADMIN";
 const MYSQL_GRANTS: &str = "SYSTEM_VARIABLES_ADMIN, CONNECTION_ADMIN, PROCESS, REPLICATION CLIENT, \
                             REPLICATION_SLAVE_ADMIN, XA_RECOVER_ADMIN";
 
@@ -40,8 +41,22 @@ pub(super) struct Instance {
 }
 
 /// None, and the reason in words, when the kind is not unpacked here.
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 pub(super) async fn start(kind: &str, server_id: u32) -> Option<Instance> {
+    start_with(kind, server_id, &[]).await
+}
+
+/// What a server needs to have semi-synchronous replication at all.
+pub(super) fn semisync_args(kind: &str) -> &'static [&'static str] {
+    if kind.starts_with("mysql") {
+        &["--plugin-load-add=semisync_source.so", "--plugin-load-add=semisync_replica.so"]
+    } else {
+        &[]
+    }
+}
+
+/// With more options for the server.
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+pub(super) async fn start_with(kind: &str, server_id: u32, args: &[&str]) -> Option<Instance> {
     let store = std::env::var_os("MMM_TEST_SERVERS").map_or(PathBuf::from("/var/tmp/mmm-servers"), PathBuf::from);
     let root = store.join(kind);
     if !root.join("bin").exists() {
@@ -51,7 +66,8 @@ pub(super) async fn start(kind: &str, server_id: u32) -> Option<Instance> {
     }
     let dir = tempfile::Builder::new().prefix("mmm-agent-mysql-").tempdir_in("/var/tmp").unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut instance = Instance { kind: kind.to_owned(), root, dir, port, server_id, options: vec![], child: None };
+    let options = args.iter().map(|a| (*a).to_owned()).collect();
+    let mut instance = Instance { kind: kind.to_owned(), root, dir, port, server_id, options, child: None };
     let template = instance.template(&store);
     let copied = Command::new("cp").arg("-a").arg(&template).arg(instance.path("data")).status().unwrap();
     assert!(copied.success(), "copying {}", template.display());
