@@ -142,6 +142,7 @@ impl Lab {
         configs::write(&self.dir, extra)?;
         if self.state.daemons {
             for host in DB {
+                self.start_helper(host)?;
                 self.start_agent(host)?;
             }
             self.start_monitor()?;
@@ -484,6 +485,12 @@ impl Lab {
         self.start_daemon(host, "mmm_agentd", &configs::agent_file(&self.dir, host), &dir)
     }
 
+    /// What does for the agent what only root can. In the lab the agent is root too.
+    pub fn start_helper(&self, host: &str) -> Result<()> {
+        let dir = self.dir.join(host);
+        self.start_daemon(host, "mmm_helperd", &configs::agent_file(&self.dir, host), &dir)
+    }
+
     pub fn kill_agent(&self, host: &str) -> Result<()> {
         self.kill(host, "mmm_agentd")
     }
@@ -582,7 +589,7 @@ impl Lab {
     pub fn logs(&self, lines: usize) -> String {
         let mut all = String::new();
         for host in DB.into_iter().chain([MONITOR]) {
-            for name in ["mmm_mond.log", "mmm_agentd.log", "mysqld.log"] {
+            for name in ["mmm_mond.log", "mmm_agentd.log", "mmm_helperd.log", "mysqld.log"] {
                 let file = self.dir.join(host).join(name);
                 let end = server::tail(&file, lines);
                 if !end.is_empty() {
@@ -810,7 +817,7 @@ fn tear_down(dir: &Path, network: &Network, keep_logs: bool) -> Result<()> {
 
 /// Where the daemons were built: MMM_BIN_DIR, or beside this program (tests lie one folder below it).
 fn bin_dir() -> Result<PathBuf> {
-    const PROGRAMS: [&str; 3] = ["mmm_mond", "mmm_agentd", "mmm_control"];
+    const PROGRAMS: [&str; 4] = ["mmm_mond", "mmm_agentd", "mmm_helperd", "mmm_control"];
     let complete = |dir: &Path| PROGRAMS.iter().all(|p| dir.join(p).exists());
     if let Some(dir) = std::env::var_os("MMM_BIN_DIR").map(PathBuf::from) {
         if !complete(&dir) {

@@ -7,6 +7,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+/// What mmm_helperd runs to start and to stop the server of a host, in the host's folder.
+pub const START: &str = "start-mysqld";
+pub const STOP: &str = "stop-mysqld";
+
 /// Lines that differ from the defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Extra {
@@ -100,16 +104,19 @@ monitor_password = "RepMonitor"
 fn agent_text(common: &Path, dir: &Path, host: &str, extra: &[String]) -> String {
     format!(
         r#"# Written by the lab.
-include = ["{}"]
+include = ["{1}"]
 this = "{host}"
 
 [agent]
-state_path   = "{}"
-mysql_socket = "{}"
-{}"#,
+state_path          = "{0}/mmm_agentd.state"
+mysql_socket        = "{0}/mysqld.sock"
+mysql_pid_file      = "{0}/mysqld.pid"
+datadir             = "{0}/data"
+mysql_start_command = "{0}/{START}"
+mysql_stop_command  = "{0}/{STOP}"
+{2}"#,
+        dir.join(host).display(),
         common.display(),
-        dir.join(host).join("mmm_agentd.state").display(),
-        dir.join(host).join("mysqld.sock").display(),
         lines(extra)
     )
 }

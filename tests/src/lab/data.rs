@@ -30,7 +30,7 @@ const AWAY: Duration = Duration::from_secs(2);
 /// How long the load goes on after the last thing has happened.
 const AFTER: Duration = Duration::from_millis(1500);
 /// How long an old master may take to be ONLINE again by itself.
-const RETURN: Duration = Duration::from_secs(75);
+const RETURN: Duration = Duration::from_secs(120);
 /// A host that is shown with rows of its own for so long is not coming back by itself.
 const EXTRA_FOR: Duration = Duration::from_secs(8);
 /// Without semi-sync: how long before a crash the replicas stop getting anything, so that there is something to lose.
@@ -245,7 +245,7 @@ fn once(lab: &Lab, config: &Config, number: usize) -> Result<RunLine> {
     if let Err(e) = &written {
         line.surprise(format!("nobody can write: {e:#}"));
     }
-    let mut extra = None;
+    let mut extra: Option<Said> = None;
     if config.work != Work::Moves {
         extra = wait_return(lab, old, &mut line);
     }
@@ -257,10 +257,15 @@ fn once(lab: &Lab, config: &Config, number: usize) -> Result<RunLine> {
     let kept_out = extra.is_some().then_some(old);
     match prove(lab, &journal, kept_out) {
         Ok(proof) => {
-            if let (Some(said), Some(found)) = (extra, proof.extra) {
-                line.said_lost = Some(said);
-                if said != found as u64 {
+            if let (Some(said), Some(found)) = (&extra, proof.extra) {
+                line.said_lost = Some(said.transactions);
+                let acknowledged = found - proof.extra_unacknowledged;
+                if said.transactions != found as u64 {
+                    let said = said.transactions;
                     line.surprise(format!("{old}: the product says {said} lost, comparing tables finds {found}"));
+                }
+                if said.unacknowledged && acknowledged > 0 {
+                    line.surprise(format!("{old}: the product calls {acknowledged} acknowledged rows unacknowledged"));
                 }
             }
             line.take(&journal, &proof);
@@ -368,9 +373,18 @@ fn wait_other_writer(lab: &Lab, old: &str) -> Result<()> {
     })
 }
 
-/// Waits until the old master is ONLINE and replicates, without doing anything for it. Gives how many transactions
-/// the product says it has that the others lack, when that is why it stays out.
-fn wait_return(lab: &Lab, old: &str, line: &mut RunLine) -> Option<u64> {
+/// What the product says of a host with transactions that the others lack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Said {
+    transactions: u64,
+    unacknowledged: bool,
+    /// Something is being done about it.
+    under_way: bool,
+}
+
+/// Waits until the old master is ONLINE and replicates, without doing anything for it. Gives what the product says of
+/// its own transactions, when they are why it stays out.
+fn wait_return(lab: &Lab, old: &str, line: &mut RunLine) -> Option<Said> {
     let began = Instant::now();
     let silent = format!("agent on host {old} is not reachable");
     let mut shown_extra: Option<Instant> = None;
@@ -386,9 +400,10 @@ fn wait_return(lab: &Lab, old: &str, line: &mut RunLine) -> Option<u64> {
                     return None;
                 }
                 match extra {
-                    Some(n) if shown_extra.is_some_and(|at| at.elapsed() > EXTRA_FOR) => {
-                        line.kept_out = Some(format!("{state}, {n} extra"));
-                        return Some(n);
+                    Some(said) if said.under_way => shown_extra = None,
+                    Some(said) if shown_extra.is_some_and(|at| at.elapsed() > EXTRA_FOR) => {
+                        line.kept_out = Some(format!("{state}, {} extra", said.transactions));
+                        return Some(said);
                     }
                     Some(_) => {
                         shown_extra.get_or_insert_with(Instant::now);
@@ -406,11 +421,14 @@ fn wait_return(lab: &Lab, old: &str, line: &mut RunLine) -> Option<u64> {
     None
 }
 
-/// The number in `Warning: host db1 has N transactions that the active master …`.
-fn extra_in(shown: &str, host: &str) -> Option<u64> {
+/// From `Warning: host db1 has N transactions that the active master db2 lacks (unacknowledged: …)`, and the line that
+/// says what is done about it.
+fn extra_in(shown: &str, host: &str) -> Option<Said> {
     let start = format!("Warning: host {host} has ");
     let rest = shown.lines().find_map(|l| l.split_once(start.as_str()))?.1;
-    rest.split_whitespace().next()?.parse().ok()
+    let transactions = rest.split_whitespace().next()?.parse().ok()?;
+    let under_way = shown.lines().any(|l| l.starts_with(&format!("# Host {host} is to ")));
+    Some(Said { transactions, unacknowledged: rest.contains("(unacknowledged"), under_way })
 }
 
 // ---- semi-synchronous replication --------------------------------------------------------------------------------
@@ -494,10 +512,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_of_extra_transactions_is_read_from_show() {
-        let shown = "# Warning: host db1 has 12 transactions that the active master db2 lacks\n  db1(10.0.0.1) …\n";
-        assert_eq!(extra_in(shown, "db1"), Some(12));
-        assert_eq!(extra_in(shown, "db2"), None);
+    fn what_the_product_says_of_extra_transactions_is_read_from_show() {
+        let shown = "# Warning: host db1 has 12 transactions that the active master db2 lacks (lost, as …)\n\
+                     # Warning: host db3 has 2 transactions that the active master db2 lacks (unacknowledged: no …)\n\
+                     # Host db3 is to be copied anew from db2: 12 of 90 MB\n";
+        let said = |host| extra_in(shown, host);
+        assert_eq!(said("db1"), Some(Said { transactions: 12, unacknowledged: false, under_way: false }));
+        assert_eq!(said("db3"), Some(Said { transactions: 2, unacknowledged: true, under_way: true }));
+        assert_eq!(said("db2"), None);
         assert_eq!(extra_in("# Warning: agent on host db1 is not reachable\n", "db1"), None);
     }
 

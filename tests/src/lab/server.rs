@@ -3,6 +3,7 @@
 //!
 //! The template is filled with the binary log off, so every host begins with the same data and an empty GTID history.
 
+use super::configs::{START, STOP};
 use super::network::{DB, ip_of};
 use super::process::{self, Running, Start};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File, TryLockError};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -356,6 +358,27 @@ impl Server {
         copy.args(["-a", "--reflink=auto", "--sparse=always"]).arg(template).arg(dir.join("data"));
         process::must(None, copy, Duration::from_secs(60))?;
         fs::write(dir.join("my.cnf"), self.config(host, dir, settings))?;
+        self.write_scripts(dir)
+    }
+
+    /// For mmm_helperd. A server that it has started is found by the lab's `run` file like any other.
+    fn write_scripts(&self, dir: &Path) -> Result<()> {
+        let (mysqld, dir_shown) = (self.mysqld.display(), dir.display());
+        // Field 22 of /proc/PID/stat, counted from behind the name.
+        let start = format!(
+            "#!/bin/sh -e\n\
+             cd /\n\
+             setsid {mysqld} --defaults-file={dir_shown}/my.cnf </dev/null >>{dir_shown}/mysqld.log 2>&1 &\n\
+             pid=$!\n\
+             began=$(sed 's/.*) //' /proc/$pid/stat | cut -d' ' -f20)\n\
+             echo \"{{\\\"pid\\\":$pid,\\\"began\\\":$began}}\" >{dir_shown}/mysqld.run\n"
+        );
+        let stop = format!("#!/bin/sh -e\nkill $(cat {dir_shown}/mysqld.pid)\n");
+        for (name, text) in [(START, start), (STOP, stop)] {
+            let file = dir.join(name);
+            fs::write(&file, text)?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o700))?;
+        }
         Ok(())
     }
 
