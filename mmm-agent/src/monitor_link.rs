@@ -825,6 +825,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_examination_needs_nobodys_leave_and_disturbs_nobody() {
+        let mut port = start_at(free());
+        let mut seen_by_monitor = monitor(port.at, &mut port.inputs).await;
+        let examine = |host: &str, monitor: u64| {
+            wire::to_line(&ToAgent::Examine { protocol: PROTOCOL, host: host.into(), monitor }).unwrap()
+        };
+        for (identity, findings) in [(11, 0), (12, 1)] {
+            let mut stream = connect(port.at).await;
+            say(&mut stream, examine("db1", identity).trim()).await;
+            let Some(FromAgent::Examining { unix_ms }) = hear_line(&mut stream).await else { panic!("{identity}") };
+            assert!(unix_ms > 1_700_000_000_000, "{unix_ms}");
+            let Some(FromAgent::Examined(examined)) = hear_line(&mut stream).await else { panic!("{identity}") };
+            assert_eq!(examined.findings.len(), findings, "one, when another monitor is obeyed: {examined:?}");
+            assert_eq!(hear_line(&mut stream).await, None, "closed");
+        }
+        let mut stream = connect(port.at).await;
+        say(&mut stream, examine("db2", 11).trim()).await;
+        is_refused(&mut stream, "wants host 'db2'").await;
+
+        assert!(port.asked.try_recv().is_err() && port.inputs.try_recv().is_err(), "the core has heard nothing");
+        port.link.send(report(vec![]));
+        assert_eq!(hear_line(&mut seen_by_monitor).await, Some(FromAgent::Report(report(vec![]))));
+    }
+
+    #[tokio::test]
     async fn an_answer_goes_only_to_the_connection_that_asked() {
         let mut port = start_at(free());
         let mut old = agent(&port).await;

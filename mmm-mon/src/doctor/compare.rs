@@ -243,9 +243,9 @@ fn auto_increment(masters: &Servers) -> Vec<Finding> {
                 .map(|(other, _)| other.as_str())
                 .collect();
             let finding = if meets.is_empty() {
-                Finding::ok(subject, tried, format!("every {step}th from {first}"))
+                Finding::ok(subject, tried, format!("increment {step}, offset {first}"))
             } else {
-                let found = format!("every {step}th from {first}: numbers that {} gives too", meets.join(", "));
+                let found = format!("increment {step}, offset {first}: numbers that {} gives too", meets.join(", "));
                 let offset = number + 1;
                 let cure = format!(
                     "SET GLOBAL auto_increment_increment={count}; SET GLOBAL auto_increment_offset={offset}; my.cnf \

@@ -53,7 +53,9 @@ pub(crate) fn record(lab: &Lab) -> Result<Recorded> {
     };
     let ordered = |text: &str| match serde_json::from_str(text) {
         Ok(ToAgent::Order(order)) => order.addresses.get(&role).cloned(),
-        Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. } | ToAgent::Vouch(_)) | Err(_) => None,
+        Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. } | ToAgent::Vouch(_) | ToAgent::Examine { .. }) | Err(_) => {
+            None
+        }
     };
     let let_go = find(ip(MONITOR)?, ip(writer)?, &|l| matches!(ordered(l), Some(AddressOrder::LetGo { .. })));
     let hold = find(ip(MONITOR)?, ip(other)?, &|l| matches!(ordered(l), Some(AddressOrder::Hold(_))));
@@ -74,7 +76,8 @@ pub(crate) fn record(lab: &Lab) -> Result<Recorded> {
 fn asked_epoch(line: &str) -> Option<Epoch> {
     match serde_json::from_str(line) {
         Ok(ToAgent::Vouch(request)) => request.addresses.get(&IpAddr::V4(WRITER)).copied(),
-        Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. } | ToAgent::Order(_)) | Err(_) => None,
+        Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. } | ToAgent::Order(_) | ToAgent::Examine { .. })
+        | Err(_) => None,
     }
 }
 
@@ -222,7 +225,9 @@ fn as_if_new(order: &str) -> Result<String> {
             order.answers.seq += 1_000_000;
             Ok(to_line(&ToAgent::Order(order))?)
         }
-        ToAgent::Hello { .. } | ToAgent::PeerHello { .. } | ToAgent::Vouch(_) => bail!("no order: {order}"),
+        ToAgent::Hello { .. } | ToAgent::PeerHello { .. } | ToAgent::Vouch(_) | ToAgent::Examine { .. } => {
+            bail!("no order: {order}")
+        }
     }
 }
 

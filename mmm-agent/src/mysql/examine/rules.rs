@@ -430,8 +430,14 @@ fn threads(look: &Look, status: &Fields) -> Finding {
         (Dialect::MariaDb, false) => "START SLAVE SQL_THREAD; START SLAVE IO_THREAD",
         (Dialect::MySql, _) => "START REPLICA",
     };
-    let cure =
-        if errors.is_empty() { start.to_owned() } else { format!("remove the cause named there, then: {start}") };
+    let cure = if io == "Connecting" && sql == "Yes" {
+        "it tries again by itself; look at what is said of replication_user, and at the server that it follows"
+            .to_owned()
+    } else if errors.is_empty() {
+        start.to_owned()
+    } else {
+        format!("remove the cause named there, then: {start}")
+    };
     // The agent of a new active master has stopped it on purpose, until the old one has been compared.
     let severity = if look.writable { Severity::Warning } else { Severity::Error };
     Finding::bad(severity, subject, tried, format!("I/O thread: {io}, SQL thread: {sql} ({why})"), cure)
