@@ -53,9 +53,8 @@ pub(crate) fn record(lab: &Lab) -> Result<Recorded> {
     };
     let ordered = |text: &str| match serde_json::from_str(text) {
         Ok(ToAgent::Order(order)) => order.addresses.get(&role).cloned(),
-        Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. } | ToAgent::Vouch(_) | ToAgent::Examine { .. }) | Err(_) => {
-            None
-        }
+        Ok(ToAgent::Hello { .. } | ToAgent::PeerHello { .. } | ToAgent::Vouch(_) | ToAgent::Examine { .. })
+        | Err(_) => None,
     };
     let let_go = find(ip(MONITOR)?, ip(writer)?, &|l| matches!(ordered(l), Some(AddressOrder::LetGo { .. })));
     let hold = find(ip(MONITOR)?, ip(other)?, &|l| matches!(ordered(l), Some(AddressOrder::Hold(_))));
