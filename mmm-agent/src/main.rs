@@ -11,6 +11,7 @@ mod arp;
 mod clock;
 mod disk;
 mod examine;
+mod jobs;
 mod lines;
 mod monitor_link;
 mod mysql;
@@ -171,11 +172,12 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     netlink::watch(&host.cluster_interface, roles.clone(), changes)?;
     let (inputs, database) = mpsc::unbounded_channel();
     let prober = probe::Prober::new(addresses.clone(), inputs.clone());
+    let jobs = jobs::Jobs::new(Arc::clone(config), present(&addresses, &roles), inputs.clone());
     let server = mysql::Database::start(Arc::clone(config), inputs);
     let hosts = config.cluster.hosts.iter().map(|(name, host)| (name.clone(), host.ip)).collect();
     let monitor_gone_after = config.cluster.lease_ttl + Cluster::MARGIN;
-    let examiner = examine::of(config);
-    let myself = monitor_link::Myself { host: config.this.clone(), boot, hosts, monitor_gone_after, examiner };
+    let (examiner, donor) = (examine::of(config), jobs::Donor::new(jobs::Helper::of(config)));
+    let myself = monitor_link::Myself { host: config.this.clone(), boot, hosts, monitor_gone_after, examiner, donor };
     let refusals = lines::Refusals::default();
     let (from_agents, agents) = mpsc::channel(WAITING_OF_AGENTS);
     let peers = peers::Peers::start(&config.this, &config.cluster, &refusals, &from_agents);
@@ -199,6 +201,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
         link,
         peers,
         server: Box::new(move |step| server.queue(step)),
+        jobs: Box::new(move |job| jobs.begin(job)),
         inbox: Inbox { signals, database, kernel, monitor, agents },
         alarm: clock::Alarm::new().context("making a timer on CLOCK_BOOTTIME")?,
         systemd_watchdog: sd_notify::watchdog_enabled(),
@@ -206,6 +209,18 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     }
     .run()
     .await
+}
+
+/// For jobs, which may only touch the data of a host that holds nothing.
+fn present(addresses: &netlink::Addresses, roles: &BTreeSet<IpAddr>) -> jobs::Present {
+    let (addresses, roles) = (addresses.clone(), roles.clone());
+    Arc::new(move || {
+        let (addresses, roles) = (addresses.clone(), roles.clone());
+        Box::pin(async move {
+            let present = addresses.present(&roles).await.map_err(|e| e.to_string())?;
+            Ok(present.into_iter().collect())
+        })
+    })
 }
 
 /// Addresses that an agent has left here and of which nothing is remembered: its state file was lost.

@@ -11,6 +11,7 @@
 
 use crate::clock;
 use crate::examine::Examiner;
+use crate::jobs::Donor;
 use crate::lines::{self, Ended, NotNow, Reading, Refusals, shortened};
 use crate::peer_link::PeerLink;
 use mmm_agent_core::io::{AskId, Input};
@@ -18,7 +19,7 @@ use mmm_common::epoch::Boot;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::report::Report;
 use mmm_common::vouch::VouchAnswer;
-use mmm_common::wire::{self, FromAgent, PROTOCOL, ToAgent};
+use mmm_common::wire::{self, FromAgent, PROTOCOL, ToAgent, ToDonor};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,6 +53,7 @@ pub(crate) struct Myself {
     /// What a monitor has given is over so long after its last word.
     pub(crate) monitor_gone_after: Duration,
     pub(crate) examiner: Examiner,
+    pub(crate) donor: Donor,
 }
 
 /// The port, the one connection to a monitor, if there is one, and those of other agents.
@@ -227,6 +229,8 @@ async fn serve(shared: Arc<Shared>, id: u64, stream: TcpStream, peer: SocketAddr
             let obeyed = other.map(|c| c.is_obeyed(clock::now(), shared.myself.monitor_gone_after).told);
             shared.myself.examiner.serve(&mut writing, obeyed).await
         }
+        // As the doctor's; it ends with the data, or when they stand still.
+        Ok(Caller::Copier(from)) => shared.myself.donor.serve(&from, &mut writing).await,
     };
     refuse(&shared.refusals, reading, writing, peer, ended).await;
 }
@@ -360,6 +364,8 @@ enum Caller {
     Agent(HostName),
     /// A monitor that has this host examined. Its identity.
     Doctor(u64),
+    /// Another agent that copies this host's data.
+    Copier(HostName),
 }
 
 /// The other side's hello, checked; another agent's is answered, too.
@@ -373,7 +379,7 @@ async fn hello(
     let caller = check_hello(&line, myself, peer.ip()).map_err(Ended::Refused)?;
     match caller {
         Caller::Agent(_) => lines::write(writing, &myself.hello()?).await?,
-        Caller::Monitor(_) | Caller::Doctor(_) => {}
+        Caller::Monitor(_) | Caller::Doctor(_) | Caller::Copier(_) => {}
     }
     Ok(caller)
 }
@@ -389,6 +395,9 @@ fn check_hello(line: &str, myself: &Myself, came_from: IpAddr) -> Result<Caller,
             env!("CARGO_PKG_VERSION")
         ));
     }
+    if let Ok(ToDonor::Donate { host, from, .. }) = serde_json::from_str(line) {
+        return check_agent(&host, from, myself, came_from).map(Caller::Copier);
+    }
     match serde_json::from_str(line) {
         Ok(ToAgent::Hello { host, monitor, .. }) if host == myself.host => Ok(Caller::Monitor(monitor)),
         Ok(ToAgent::Examine { host, monitor, .. }) if host == myself.host => Ok(Caller::Doctor(monitor)),
@@ -397,7 +406,7 @@ fn check_hello(line: &str, myself: &Myself, came_from: IpAddr) -> Result<Caller,
              monitor's configuration, and 'this' in mmm_agent.toml",
             myself.host
         )),
-        Ok(ToAgent::PeerHello { host, from, .. }) => check_agent(&host, from, myself, came_from),
+        Ok(ToAgent::PeerHello { host, from, .. }) => check_agent(&host, from, myself, came_from).map(Caller::Agent),
         Ok(ToAgent::Order(_)) => Err("an order came before the hello".to_owned()),
         Ok(ToAgent::Vouch(_)) => Err("a request to vouch came before the hello".to_owned()),
         Err(_) if fields.get("message").is_some_and(|m| m == "hello") && fields.get("monitor").is_none() => {
@@ -412,7 +421,7 @@ fn check_hello(line: &str, myself: &Myself, came_from: IpAddr) -> Result<Caller,
 }
 
 /// Its configured address is all that can be checked of another agent.
-fn check_agent(host: &HostName, from: HostName, myself: &Myself, came_from: IpAddr) -> Result<Caller, String> {
+fn check_agent(host: &HostName, from: HostName, myself: &Myself, came_from: IpAddr) -> Result<HostName, String> {
     if *host != myself.host {
         return Err(format!(
             "the agent of '{from}' wants host '{host}', but this is the agent of '{}'; use the same mmm_common.toml on \
@@ -432,7 +441,7 @@ fn check_agent(host: &HostName, from: HostName, myself: &Myself, came_from: IpAd
         Some(ip) if *ip != came_from => {
             Err(format!("an agent says that it is '{from}', whose ip is {ip}, and it has come from {came_from}"))
         }
-        Some(_) => Ok(Caller::Agent(from)),
+        Some(_) => Ok(from),
     }
 }
 
@@ -499,8 +508,9 @@ mod tests {
         let hosts = hosts.into_iter().map(|(name, ip)| (name.into(), ip.parse().unwrap())).collect();
         let (to_core, asked) = mpsc::channel(4);
         let refusals = Refusals::default();
-        let examiner = Examiner::nothing();
-        let myself = Myself { host: "db1".into(), boot: Boot(7), hosts, monitor_gone_after: GONE_AFTER, examiner };
+        let (examiner, donor) = (Examiner::nothing(), Donor::nothing());
+        let boot = Boot(7);
+        let myself = Myself { host: "db1".into(), boot, hosts, monitor_gone_after: GONE_AFTER, examiner, donor };
         let (link, inputs) = MonitorLink::start(at, myself, refusals.clone(), to_core);
         Port { at, link, inputs, asked, refusals }
     }

@@ -18,6 +18,7 @@ use anyhow::{Context, bail};
 use mmm_agent_core::Core;
 use mmm_agent_core::io::{Audit, Input, Output, Saved, Step};
 use mmm_common::ids::Millis;
+use mmm_common::order::Job;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
@@ -104,6 +105,8 @@ pub(crate) struct Runtime<C, D> {
     pub(crate) peers: Peers,
     /// Takes server steps; never waits.
     pub(crate) server: Box<dyn Fn(Step)>,
+    /// Takes jobs; never waits.
+    pub(crate) jobs: Box<dyn Fn(Job)>,
     pub(crate) inbox: Inbox,
     pub(crate) alarm: Alarm,
     /// How often systemd wants to hear from the loop.
@@ -125,7 +128,7 @@ pub(crate) struct Inbox {
 enum Event {
     Signal(Signal),
     Kernel(Change),
-    Input(Input),
+    Input(Box<Input>),
 }
 
 impl Inbox {
@@ -137,10 +140,10 @@ impl Inbox {
             Some(signal) = self.signals.recv() => Event::Signal(signal),
             event = async {
                 tokio::select! {
-                    Some(input) = self.database.recv() => Event::Input(input),
+                    Some(input) = self.database.recv() => Event::Input(Box::new(input)),
                     Some(change) = self.kernel.recv() => Event::Kernel(change),
-                    Some(input) = self.monitor.recv() => Event::Input(input),
-                    Some(input) = self.agents.recv() => Event::Input(input),
+                    Some(input) = self.monitor.recv() => Event::Input(Box::new(input)),
+                    Some(input) = self.agents.recv() => Event::Input(Box::new(input)),
                     else => std::future::pending().await,
                 }
             } => event,
@@ -236,7 +239,7 @@ impl<C: Decide, D: Save> Runtime<C, D> {
                     }
                     Some(Input::KernelChanged)
                 }
-                Event::Input(input) => Some(input),
+                Event::Input(input) => Some(*input),
             };
         }
     }
@@ -290,9 +293,12 @@ impl<C: Decide, D: Save> Runtime<C, D> {
             | Step::Follow { .. }
             | Step::Detach
             | Step::SemiSync { .. }
-            | Step::Task(_)
-            | Step::Job(_) => {
+            | Step::Task(_) => {
                 (self.server)(step);
+                return None;
+            }
+            Step::Job(job) => {
+                (self.jobs)(job);
                 return None;
             }
         };
@@ -426,6 +432,7 @@ fn log(audit: Audit) {
 mod tests {
     use super::*;
     use crate::examine::Examiner;
+    use crate::jobs::Donor;
     use crate::lines::Refusals;
     use crate::monitor_link::Myself;
     use crate::testnet::TwoHosts;
@@ -494,6 +501,7 @@ mod tests {
             hosts: BTreeMap::new(),
             monitor_gone_after: Duration::ZERO,
             examiner: Examiner::nothing(),
+            donor: Donor::nothing(),
         };
         let (from_agents, agents) = mpsc::channel(1);
         let (link, monitor) = MonitorLink::start(at, myself, Refusals::default(), from_agents);
@@ -514,6 +522,7 @@ mod tests {
             addresses,
             link,
             peers: Peers::default(),
+            jobs: Box::new(|job| panic!("no story has a job: {job:?}")),
             server: Box::new(move |step| queued.borrow_mut().push(step)),
             inbox: Inbox { signals: signals_out, database: database_out, kernel, monitor, agents },
             alarm: Alarm::new().unwrap(),

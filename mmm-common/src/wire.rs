@@ -48,6 +48,30 @@ pub enum ToAgent {
     },
 }
 
+/// The first and only line of a connection by which another agent copies this host's data. It must come from that host's
+/// configured address. These have a connection of their own: bulk data must not hold up vouching.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "snake_case")]
+pub enum ToDonor {
+    Donate {
+        protocol: u32,
+        /// Whom it thinks it is talking to.
+        host: HostName,
+        /// Who it is.
+        from: HostName,
+    },
+}
+
+/// The answer, before the data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "snake_case")]
+pub enum FromDonor {
+    /// Frames of the helpers follow, about so many bytes.
+    Donating { bytes: u64 },
+    /// As [`FromAgent::Refused`].
+    Refused { why: String },
+}
+
 /// From an agent, to the monitor or to another agent that asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]

@@ -55,11 +55,12 @@ impl Running {
     /// `package`: where the program comes from, for the error when it is not there.
     pub(crate) fn start(command: &mut Command, package: &str) -> Result<Running, String> {
         let name = command.get_program().to_string_lossy().into_owned();
-        let mut child = command.stderr(Stdio::piped()).process_group(0).spawn().map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => {
+        let mut child = command.stderr(Stdio::piped()).process_group(0).spawn().map_err(|e| {
+            if e.kind() == io::ErrorKind::NotFound {
                 format!("the program {name} is not installed; it comes in the package {package}")
+            } else {
+                format!("{name} cannot be started: {e}")
             }
-            _ => format!("{name} cannot be started: {e}"),
         })?;
         let said = child.stderr.take().map(|stderr| std::thread::spawn(move || end_of(stderr)));
         Ok(Running { name, child, said, ended: false })
