@@ -11,8 +11,11 @@ use mmm_tests::lab::data::{Config, SemiSync, Summary, Work, prove, run};
 use mmm_tests::lab::load::{Load, LoadConfig};
 use mmm_tests::lab::network::{DB, WRITER, ip_of};
 use mmm_tests::lab::server::{Dialect, Server};
-use mmm_tests::lab::{Lab, LabConfig, stays};
+use mmm_tests::lab::{Lab, LabConfig, stays, wait_for};
 use sessions::{AtEnd, Habit, Sessions};
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(40);
@@ -299,4 +302,152 @@ fn exhaust(lab: &Lab, host: &str, address: std::net::Ipv4Addr) -> Result<Session
     ensure!(refused.contains("1040") || refused.contains("Too many"), "{} sessions, then: {refused}", hogs.open);
     println!("{} sessions on {host}, then: {refused}", hogs.open);
     Ok(hogs)
+}
+
+#[test]
+fn a_candidate_whose_sql_thread_is_broken_is_not_promoted_blindly() -> Result<()> {
+    check(|lab, load| {
+        let old = lab.writer()?;
+        let new = other_master(old);
+        // Rows of its own where the next ones of the writer will go.
+        let next: u64 = lab.mysql(old, "SELECT MAX(n) FROM app.t")?.value()?.parse()?;
+        let from = next + 1;
+        let rows: Vec<String> = (from..from + 800).map(|n| format!("({n}, 0, 0)")).collect();
+        let insert = format!("INSERT IGNORE INTO app.t (n, id, server) VALUES {}", rows.join(", "));
+        let open = sql(lab, "SET sql_log_bin=0", "SET GLOBAL super_read_only=0");
+        lab.mysql_session(new, &["SET sql_log_bin=0", open, &insert])?;
+        lab.wait_for("a broken SQL thread", SOON, || match lab.replicates(new) {
+            Ok(()) => bail!("it goes on"),
+            Err(why) if why.to_string().contains("SQL thread No") => Ok(()),
+            Err(why) => Err(why),
+        })?;
+        println!("{:#}", lab.replicates(new).expect_err("it is broken"));
+        load.wait_rows(load.acknowledged() + 100, SOON)?;
+        lab.kill_mysqld(old)?;
+        match ends(lab, old, BOUND)? {
+            End::Writer(writer) => bail!("{writer} was promoted without what it could not apply"),
+            End::Held(_) => {}
+        }
+        // The operator repairs it: the rows that should never have been there go.
+        let delete = format!("DELETE FROM app.t WHERE id = 0 AND n >= {from}");
+        lab.mysql_session(new, &["SET sql_log_bin=0", open, &delete])?;
+        lab.mysql(new, sql(lab, "START SLAVE SQL_THREAD", "START REPLICA SQL_THREAD"))?;
+        let writer = lab.wait_for("a writer", BOUND, || lab.writer())?;
+        ensure!(writer == new, "{writer} is the writer");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_candidate_with_a_full_disk_hangs_nobody() -> Result<()> {
+    check(|lab, load| {
+        let old = lab.writer()?;
+        let new = other_master(old);
+        let data = lab.restart_on_small_disk(new, 48)?;
+        lab.wait_back_online(new, SOON)?;
+        load.wait_rows(load.acknowledged() + 100, SOON)?;
+        let ballast = data.join("ballast");
+        fill(&ballast)?;
+        lab.wait_for(&format!("no room for replication on {new}"), SOON, || {
+            let log = std::fs::read_to_string(lab.dir().join(new).join("mysqld.log"))?;
+            let full = ["Disk is full", "disk is full", "No space left", "errno: 28", "error: 28", "error 28"];
+            if full.iter().any(|f| log.contains(f)) { Ok(()) } else { bail!("its log does not say so") }
+        })?;
+        println!("{new}: {:?}", lab.replicates(new).map_err(|e| format!("{e:#}")));
+        lab.kill_mysqld(old)?;
+        let end = ends(lab, old, BOUND)?;
+        let show = lab.must_control(&["show"])?;
+        ensure!(show.took < Duration::from_secs(1), "show took {:?}", show.took);
+        if let End::Held(why) = end {
+            println!("the operator makes room on {new} and starts {old}: {why}");
+        }
+        match std::fs::remove_file(&ballast) {
+            Ok(()) => {}
+            // The disk is gone with the server that could not live without room.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => lab.start_mysqld(new)?,
+            Err(e) => return Err(e).with_context(|| format!("remove {}", ballast.display())),
+        }
+        lab.start_mysqld(old)?;
+        load.wait_write(Instant::now(), BOUND)?;
+        // A server that waited for room needs up to a minute to look again.
+        lab.wait_back_online(new, Duration::from_secs(120))
+    })
+}
+
+/// Until nothing more fits.
+fn fill(file: &Path) -> Result<()> {
+    let mut out = File::create(file).with_context(|| format!("make {}", file.display()))?;
+    let block = vec![0_u8; 64 << 10];
+    for size in [block.len(), 512] {
+        for _ in 0..100_000 {
+            if let Err(e) = out.write_all(&block[..size]) {
+                ensure!(e.kind() == std::io::ErrorKind::StorageFull, "fill {}: {e}", file.display());
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_only_a_slave_has_received_is_fetched_before_the_candidate_takes_over() -> Result<()> {
+    check(|lab, load| {
+        let old = lab.writer()?;
+        let new = other_master(old);
+        lab.mysql(new, sql(lab, "STOP SLAVE", "STOP REPLICA"))?;
+        let stopped = Instant::now();
+        while stopped.elapsed() < Duration::from_secs(16) {
+            load.wait_write(Instant::now(), SOON)?;
+        }
+        lab.kill_mysqld(old)?;
+        // From now on nobody writes until there is a writer: what db3 has received by then must survive.
+        let ids = "SELECT COUNT(*), COALESCE(BIT_XOR(CRC32(CONCAT(n, '/', id))), 0), COALESCE(MAX(n), 0) FROM app.t";
+        let there = wait_for("what db3 has received, applied", SOON, || {
+            let status = lab.replication(DB[2])?;
+            let of = |c: &str| status.get(c).cloned().unwrap_or_default();
+            ensure!(of("Slave_IO_Running") != "Yes", "its I/O thread is still connected");
+            let first = lab.mysql(DB[2], ids)?.rows;
+            std::thread::sleep(Duration::from_millis(100));
+            let again = lab.mysql(DB[2], ids)?.rows;
+            ensure!(first == again, "it still applies");
+            Ok(again)
+        })?;
+        println!("db3 has (count, checksum, last): {there:?}");
+        match ends(lab, old, BOUND)? {
+            End::Writer(writer) => ensure!(writer == new, "{writer} is the writer"),
+            End::Held(why) => bail!("held, although db3 can be fetched from: {why}"),
+        }
+        let last = there.first().and_then(|r| r.get(2).cloned().flatten()).context("no last row")?;
+        // The successor's own rows have numbers of the other parity, or higher ones.
+        let missing = lab.mysql(new, &format!("{ids} WHERE n <= {last}"))?;
+        ensure!(missing.rows == there, "{new} has {:?}, db3 had {there:?}", missing.rows);
+        Ok(())
+    })
+}
+
+#[test]
+fn what_an_old_master_took_back_is_not_written_again_under_the_same_gtids() -> Result<()> {
+    check(|lab, load| {
+        let old = lab.writer()?;
+        let new = other_master(old);
+        // The other master acknowledges, and is no candidate.
+        lab.must_control(&["set_offline", new])?;
+        lab.wait_state(new, "ADMIN_OFFLINE", SOON)?;
+        load.wait_rows(load.acknowledged() + 50, SOON)?;
+        // Now nobody acknowledges: what is written reaches the slave only.
+        let before = lab.mysql(DB[2], "SELECT COUNT(*) FROM app.t")?;
+        lab.cut_both(old, new)?;
+        lab.wait_for("unacknowledged rows on db3", SOON, || {
+            let now = lab.mysql(DB[2], "SELECT COUNT(*) FROM app.t")?;
+            if now.value()?.parse::<u64>()? > before.value()?.parse::<u64>()? { Ok(()) } else { bail!("none yet") }
+        })?;
+        std::thread::sleep(Duration::from_millis(500));
+        lab.kill_mysqld(old)?;
+        lab.heal_all()?;
+        lab.start_mysqld(old)?;
+        load.wait_write(Instant::now(), BOUND)?;
+        load.wait_rows(load.acknowledged() + 100, SOON)?;
+        lab.must_control(&["set_online", new])?;
+        lab.wait_back_online(new, SOON)
+    })
 }

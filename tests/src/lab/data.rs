@@ -269,6 +269,8 @@ fn once(lab: &Lab, config: &Config, number: usize) -> Result<RunLine> {
                 }
             }
             line.take(&journal, &proof);
+            // What is missing on one host now would be missing everywhere after the next run.
+            line.whole &= line.differ.is_none();
             let lost = line.lost + line.lost_found;
             if config.semisync == SemiSync::Off && lost > 0 {
                 match line.extra {

@@ -8,6 +8,7 @@ use crate::lab::server::{Dialect, query};
 use crate::lab::wait_for;
 use anyhow::{Context as _, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::time::Duration;
 
 /// How long replicas may take to have everything, once nothing is written any more.
@@ -79,7 +80,8 @@ pub fn prove(lab: &Lab, journal: &LoadJournal, kept_out: Option<&str>) -> Result
         sums.entry(checksum(lab, host)?).or_default().push(host);
     }
     if sums.len() > 1 {
-        proof.differ = Some(format!("the tables differ: {sums:?}"));
+        proof.differ =
+            Some(format!("the tables differ: {sums:?}{}", differences(lab, active, &compared, &rows, journal)));
     }
     if let Some(host) = kept_out.filter(|h| !compared.contains(h)) {
         let there = self::rows(lab, host, journal.base)?;
@@ -90,6 +92,38 @@ pub fn prove(lab: &Lab, journal: &LoadJournal, kept_out: Option<&str>) -> Result
     }
     proof.compared = compared;
     Ok(proof)
+}
+
+/// Which rows of this load other hosts lack or have alone, with the servers that wrote them.
+fn differences(
+    lab: &Lab,
+    active: &str,
+    compared: &[&'static str],
+    rows: &BTreeSet<(u64, u64)>,
+    journal: &LoadJournal,
+) -> String {
+    let promised: BTreeSet<u64> = journal.rows.iter().filter(|r| r.is_promised()).map(|r| r.id).collect();
+    let mut text = String::new();
+    for host in compared.iter().filter(|host| **host != active) {
+        let there = match self::rows(lab, host, journal.base) {
+            Ok(there) => there,
+            Err(e) => {
+                let _ = write!(text, "; {host}: {e:#}");
+                continue;
+            }
+        };
+        let lacks: Vec<&(u64, u64)> = rows.difference(&there).collect();
+        let alone: Vec<&(u64, u64)> = there.difference(rows).collect();
+        let of = lacks.iter().filter(|(_, id)| promised.contains(id)).count();
+        let (few_lacks, few_alone) = (&lacks[..lacks.len().min(5)], &alone[..alone.len().min(5)]);
+        let _ = write!(
+            text,
+            "; {host} lacks {} rows of this load, {of} of them promised, (n, id) {few_lacks:?}, and has {} alone {few_alone:?}",
+            lacks.len(),
+            alone.len()
+        );
+    }
+    text
 }
 
 /// What a host has executed, in the server's own words.
