@@ -154,12 +154,15 @@ async fn change_mariadb(session: &mut Session, host: &Host, ex_master: bool, lim
         return session.run_secret(limit, &[&mariadb::change(host, false)]).await;
     }
     match session.run_secret(limit, &[&mariadb::change(host, true)]).await {
-        Err(e) if e.code() == Some(1064) => {
-            session.run(QUERY, mariadb::DEMOTE).await?;
-            session.run_secret(limit, &[&mariadb::change(host, false)]).await
-        }
+        Err(e) if e.code() == Some(1064) => change_by_position(session, host, limit).await,
         answer => answer,
     }
+}
+
+/// For an ex-master older than 10.10.
+pub(super) async fn change_by_position(session: &mut Session, host: &Host, limit: Duration) -> Result<(), Trouble> {
+    session.run(QUERY, mariadb::DEMOTE).await?;
+    session.run_secret(limit, &[&mariadb::change(host, false)]).await
 }
 
 /// Read back: right source, both threads. "Connecting" after the time is the link's trouble, and in the report.

@@ -22,9 +22,18 @@ pub(super) const LIMIT: Duration = Duration::from_secs(3);
 
 /// How long a blocked `SET` waits before somebody is killed, and between the rounds.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// From this round on open transactions are killed, and from the next number on every client.
-const TRANSACTIONS_FROM: u32 = 2;
-const EVERYBODY_FROM: u32 = 4;
+/// So many rounds that found nobody to kill, and everybody is killed.
+const IN_VAIN: u32 = 2;
+/// From this round on at the latest.
+const EVERYBODY_FROM: u32 = 12;
+
+/// Who is killed in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Reach {
+    Writing,
+    InTransaction,
+    Everybody,
+}
 
 /// Within `limit`; the error says what was tried and found.
 pub(super) async fn on(context: &Context, limit: Duration) -> Result<(), String> {
@@ -70,7 +79,7 @@ async fn set_on(context: &Context, setter: &mut Session, deadline: Instant) -> R
             // Lock wait timeout (1 s in our sessions): what held it up may be killed by now.
             Err(Trouble::Refused { code: 1205, .. }) if Instant::now() < deadline => {
                 let id = setter.id;
-                let killed = kill_round(context, setter, id, EVERYBODY_FROM).await?;
+                let killed = kill_round(context, setter, id, Reach::Everybody).await?.killed;
                 if !killed.is_empty() {
                     tracing::warn!(sessions = killed.join(", "), "killed to make the server read-only");
                 }
@@ -84,6 +93,7 @@ async fn set_on(context: &Context, setter: &mut Session, deadline: Instant) -> R
 async fn clear_the_way(context: &Context, setter: u32, done: &Notify, deadline: Instant) -> Vec<String> {
     let mut killed = Vec::new();
     let mut killer = None;
+    let mut in_vain = 0;
     for round in 1u32.. {
         let answered = timeout(PATIENCE, done.notified()).await.is_ok();
         if answered || Instant::now() >= deadline {
@@ -99,8 +109,16 @@ async fn clear_the_way(context: &Context, setter: u32, done: &Notify, deadline: 
                 }
             },
         };
-        match kill_round(context, &mut session, setter, round).await {
-            Ok(now) => killed.extend(now),
+        let reach = match round {
+            1 => Reach::Writing,
+            _ if in_vain >= IN_VAIN || round >= EVERYBODY_FROM => Reach::Everybody,
+            _ => Reach::InTransaction,
+        };
+        match kill_round(context, &mut session, setter, reach).await {
+            Ok(now) => {
+                in_vain = if now.found || reach == Reach::Writing { 0 } else { in_vain + 1 };
+                killed.extend(now.killed);
+            }
             Err(e) => tracing::warn!(%e, "what holds up read_only could not be killed"),
         }
         killer = Some(session).filter(Session::usable);
@@ -111,16 +129,21 @@ async fn clear_the_way(context: &Context, setter: u32, done: &Notify, deadline: 
     killed
 }
 
-async fn kill_round(context: &Context, session: &mut Session, setter: u32, round: u32) -> Result<Vec<String>, Trouble> {
-    if round >= TRANSACTIONS_FROM && session.dialect == Dialect::MySql {
-        release_killed(context, session, setter).await?;
-    }
+/// Who was killed, and whether anything was found that may hold read_only up.
+struct Round {
+    killed: Vec<String>,
+    found: bool,
+}
+
+async fn kill_round(context: &Context, session: &mut Session, setter: u32, reach: Reach) -> Result<Round, Trouble> {
+    let mut found = session.dialect == Dialect::MySql && release_killed(context, session, setter).await?;
     let transactions =
-        if round >= TRANSACTIONS_FROM { clients::transactions(session).await? } else { Default::default() };
+        if reach >= Reach::InTransaction { clients::transactions(session).await? } else { Default::default() };
     let mut killed = Vec::new();
     for client in clients::ordinary(session, &context.config).await? {
-        let writes = client.busy() && !client.only_reads();
-        if writes || transactions.contains_key(&client.id) || round >= EVERYBODY_FROM {
+        let in_the_way = client.busy() && !client.only_reads() || transactions.contains_key(&client.id);
+        found |= in_the_way;
+        if in_the_way || reach == Reach::Everybody {
             match clients::kill(session, client.id).await {
                 Ok(()) => killed.push(format!("{}@{} ({})", client.user, client.host, client.id)),
                 Err(e) if e.is_answer() => tracing::warn!(user = client.user, %e, "session could not be killed"),
@@ -128,16 +151,19 @@ async fn kill_round(context: &Context, session: &mut Session, setter: u32, round
             }
         }
     }
-    Ok(killed)
+    Ok(Round { killed, found })
 }
 
 /// MySQL: a commit that waits for an acknowledgement goes on doing so when its session is killed. It is let go once
 /// nobody is left to be told that it is done, and nobody else can commit before read_only is on.
-async fn release_killed(context: &Context, session: &mut Session, setter: u32) -> Result<(), Trouble> {
+///
+/// True: there are commits that wait.
+async fn release_killed(context: &Context, session: &mut Session, setter: u32) -> Result<bool, Trouble> {
     let all = clients::all(session).await?;
     let queues = |c: &Client| c.id == setter && (c.waits_for_commits() || c.waits_for_writes());
-    if !all.iter().any(Client::waits_for_ack) || !all.iter().any(queues) {
-        return Ok(());
+    let waits = all.iter().any(Client::waits_for_ack);
+    if !waits || !all.iter().any(queues) {
+        return Ok(waits);
     }
     // The list of transactions must be younger than the wait.
     sleep(LIST_AGE).await;
@@ -149,7 +175,7 @@ async fn release_killed(context: &Context, session: &mut Session, setter: u32) -
         tracing::warn!("semi-sync's source side is switched off: killed sessions wait for an acknowledgement");
         semisync::release(session).await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// read_only off, and super_read_only with it. Not begun after `until`, the end of the lease.

@@ -20,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long received transactions may take to be applied before the I/O thread is started again.
 const APPLY: Duration = Duration::from_secs(1);
 /// How long stopping the I/O thread may take.
-const STOP: Duration = Duration::from_secs(5);
+const STOP: Duration = Duration::from_secs(2);
 /// How long the restarted I/O thread may take to connect; longer is the link's trouble, and in the report.
 const COME_UP: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(5);
@@ -137,7 +137,10 @@ pub(super) async fn switch(context: &Context, side: Side, on: bool) -> Result<()
     let to = if on { "on" } else { "off" };
     let at = |why: String| format!("switching semi-sync's {name} side {to} at {}: {why}", context.server.place);
     // A drain and a fetch decide alone when the I/O thread runs.
-    let _alone = context.fetching.lock().await;
+    let alone = match side {
+        Side::Source => None,
+        Side::Replica => Some(context.fetching.lock().await),
+    };
     let mut session = context.take(&context.lane).await.map_err(|e| at(format!("no login: {e}")))?;
     let mut stopped = false;
     let result = switch_to(&mut session, side, on, &context.config.cluster, &mut stopped).await.map_err(at);
@@ -150,6 +153,11 @@ pub(super) async fn switch(context: &Context, side: Side, on: bool) -> Result<()
             Err(e) => tracing::warn!(%e, "the I/O thread may be left stopped"),
         }
     }
+    drop(alone);
+    let result = match result {
+        Ok(()) if stopped => connected(&mut session).await.map_err(at),
+        result => result,
+    };
     context.lane.put(session);
     result
 }
@@ -261,10 +269,13 @@ async fn start_io(session: &mut Session) -> Result<(), String> {
     session
         .run_of(QUERY, session.dialect.words().start_io)
         .await
-        .map_err(|e| format!("I/O thread not started again: {e}"))?;
+        .map_err(|e| format!("I/O thread not started again: {e}"))
+}
+
+async fn connected(session: &mut Session) -> Result<(), String> {
     let until = Instant::now() + COME_UP;
     loop {
-        match session.status().await.map_err(text)? {
+        match session.status().await.map_err(|e| e.to_string())? {
             Some(s) if s.io == IoThread::Connecting && Instant::now() < until => sleep(POLL).await,
             Some(s) if s.io == IoThread::Stopped && !s.io_error.is_empty() => {
                 return Err(format!("the I/O thread stopped: {}", s.io_error));

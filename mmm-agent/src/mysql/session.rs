@@ -193,23 +193,19 @@ impl Server {
 
     /// By the side door when the server has no other place left.
     pub(super) async fn connect(&self, limit: Duration) -> Result<Session, Trouble> {
-        let full = match self.connect_by(self.opts.clone(), limit).await {
-            Err(e) if e.is_full() => e,
+        let (code, message) = match self.connect_by(self.opts.clone(), limit).await {
+            Err(Trouble::Refused { code: code @ (1040 | 1203), message }) => (code, message),
             answer => return answer,
         };
         let door = *self.side_door.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(door) = door else { return Err(full) };
+        let Some(door) = door else { return Err(Trouble::Refused { code, message }) };
         let opts = OptsBuilder::from_opts(self.opts.clone())
             .socket(None::<String>)
             .ip_or_hostname(door.ip().to_string())
             .resolved_ips(Some(vec![door.ip()]))
             .tcp_port(door.port());
-        self.connect_by(opts.into(), limit).await.map_err(|e| match full {
-            Trouble::Refused { code, message } => {
-                Trouble::Refused { code, message: format!("{message} (nor by {door}: {e})") }
-            }
-            other => other,
-        })
+        let refused = |e| Trouble::Refused { code, message: format!("{message} (nor by {door}: {e})") };
+        self.connect_by(opts.into(), limit).await.map_err(refused)
     }
 
     /// Asks for MariaDB's extra_port, or MySQL's administrative address.

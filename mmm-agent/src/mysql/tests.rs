@@ -268,13 +268,26 @@ async fn who_is_not_let_in_or_may_not_look_says_what_is_missing(kind: &str) {
     assert!(why.contains("1227") && why.contains(db1.words("SLAVE MONITOR", "REPLICATION CLIENT")), "{why}");
 }
 
+/// The agent's logins that wait for something to do, once they are all there.
+async fn all_logins_open(db: &Instance) -> BTreeSet<u64> {
+    let mine = "SELECT GROUP_CONCAT(ID) FROM information_schema.processlist WHERE USER='mmm_agent' AND COMMAND='Sleep'";
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let ids: BTreeSet<u64> = db.sql(mine).await.split(',').filter_map(|id| id.parse().ok()).collect();
+        if ids.len() >= 6 {
+            return ids;
+        }
+        assert!(Instant::now() < until, "not all logins are open: {ids:?}");
+        sleep(SECOND / 20).await;
+    }
+}
+
 // lessons.md 15
 async fn a_saturated_server_is_alive_to_who_is_in_and_unknown_to_who_is_not(kind: &str) {
     let Some(db1) = start(kind, 1).await else { return };
     let mut side = Side::alone(&db1);
     side.alive().await;
-    // All of its logins are open.
-    sleep(SECOND / 2).await;
+    all_logins_open(&db1).await;
     db1.sql("SET GLOBAL max_connections=15").await;
     let mut crowd: Vec<Conn> = Vec::new();
     while let Ok(conn) = db1.login("app", "127.0.0.1").await {

@@ -268,7 +268,10 @@ impl Sampler {
             }
         }
         let fresh = |(at, _): &(Instant, SemiSync)| at.elapsed() < QUERY;
-        sample.semisync = self.semisync.last.clone().filter(fresh).map(|(_, semisync)| semisync);
+        sample.semisync = self.semisync.last.clone().filter(fresh).map(|(_, mut semisync)| {
+            semisync.acknowledges &= sample.replication.as_ref().is_some_and(|r| r.io_running);
+            semisync
+        });
         Ok(sample)
     }
 
