@@ -21,6 +21,7 @@ pub(crate) use helper::Helper;
 use binlog::Wanted;
 use mmm_agent_core::io::Input;
 use mmm_common::config::Agent as Config;
+use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
 use mmm_common::order::{Job, JobWork};
 use mmm_common::report::{Extras, JobState};
@@ -28,7 +29,7 @@ use progress::Progress;
 use sql::Session;
 use std::future::Future;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc::UnboundedSender;
@@ -54,6 +55,7 @@ struct Running {
 
 /// What a job works with.
 struct Work {
+    id: Epoch,
     config: Arc<Config>,
     present: Present,
     progress: Progress,
@@ -62,6 +64,8 @@ struct Work {
 
 impl Jobs {
     pub(crate) fn new(config: Arc<Config>, present: Present, inputs: UnboundedSender<Input>) -> Jobs {
+        tool::clear(&state_folder(&config));
+        extras::clear(&state_folder(&config));
         Jobs { config, inputs, present, running: Mutex::default() }
     }
 
@@ -84,6 +88,7 @@ impl Jobs {
         }
         let cancelled = Cancelled::default();
         let work = Work {
+            id: job.id,
             config: Arc::clone(&self.config),
             present: Arc::clone(&self.present),
             progress,
@@ -101,6 +106,20 @@ impl Jobs {
     }
 }
 
+/// What reads binary logs is told to end: the process could not end before it.
+impl Drop for Jobs {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            running.cancelled.cancel();
+            running.task.abort();
+        }
+    }
+}
+
+fn state_folder(config: &Config) -> PathBuf {
+    config.state_path.parent().unwrap_or(Path::new("/")).to_owned()
+}
+
 impl Work {
     async fn carry_out(&self, work: JobWork) -> Result<Option<Extras>, String> {
         match work {
@@ -113,10 +132,6 @@ impl Work {
             JobWork::Undo { having, lacking } => undo::undo(self, &Wanted { having, lacking }).await.map(|()| None),
             JobWork::Reclone { from } => reclone::reclone(self, &from).await.map(|()| None),
         }
-    }
-
-    fn state_folder(&self) -> PathBuf {
-        self.config.state_path.parent().unwrap_or(std::path::Path::new("/")).to_owned()
     }
 
     /// Data that somebody may be using are left alone.

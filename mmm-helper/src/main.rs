@@ -266,7 +266,13 @@ fn request(stream: &mut UnixStream) -> io::Result<Verb> {
     loop {
         stream.read_exact(&mut byte)?;
         if byte[0] == b'\n' {
-            return serde_json::from_slice(&line).map_err(io::Error::other);
+            let said: serde_json::Value = serde_json::from_slice(&line).map_err(io::Error::other)?;
+            let verb: Verb = serde_json::from_value(said.clone()).map_err(io::Error::other)?;
+            // Of a verb without numbers serde would take anything besides.
+            if serde_json::to_value(&verb).map_err(io::Error::other)? != said {
+                return Err(io::Error::other("there is more in it than the verb has"));
+            }
+            return Ok(verb);
         }
         line.push(byte[0]);
         if line.len() > MAX_LINE {

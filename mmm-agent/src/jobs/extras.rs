@@ -2,10 +2,10 @@
 //!
 //! What was saved is complete or it is an error: a list that leaves transactions out would be taken for all there is.
 
-use super::Work;
 use super::binlog::{Found, Scanner, Wanted};
 use super::sql::{self, Dialect, Session};
 use super::tool::{Cancelled, Go, Tool, lines};
+use super::{Work, state_folder};
 use mmm_common::gtid::Gtids;
 use mmm_common::report::Extras;
 use std::collections::BTreeMap;
@@ -40,8 +40,8 @@ pub(super) async fn save(work: &Work, session: &mut Session, wanted: &Wanted) ->
     let logs = Logs::find(session, wanted, work).await?;
     let host = sql::own_host(&work.config)?;
     let basedir = session.one("SELECT @@GLOBAL.basedir").await?;
-    let folder = work.state_folder();
-    let tool = Tool::find(session.dialect, host, &basedir, &folder)?;
+    let folder = state_folder(&work.config);
+    let tool = Tool::find(session.dialect, host, &basedir, &folder, work.id)?;
     // From the first file to the last, with the names of the files between them.
     let mut arguments = vec!["-v".to_owned(), "--to-last-log".to_owned()];
     if session.dialect == Dialect::MySql {
@@ -203,6 +203,17 @@ pub(super) fn pairs(gtids: &Gtids) -> BTreeMap<(u64, u64), u64> {
             }
         })
         .collect()
+}
+
+/// Removes what an agent that was killed has left half written.
+pub(super) fn clear(state_folder: &Path) {
+    let Ok(entries) = fs::read_dir(state_folder.join("lost")) else { return };
+    for part in entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "part"))
+    {
+        if let Err(e) = fs::remove_file(&part) {
+            tracing::warn!("{} was left: {e}", part.display());
+        }
+    }
 }
 
 /// A file of SQL that is there under its name only when it is whole. Only this user can read it.

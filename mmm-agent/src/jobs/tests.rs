@@ -4,7 +4,6 @@ mod hosts;
 
 use super::*;
 use hosts::{Host, Pair, REPLICATION};
-use mmm_common::epoch::Epoch;
 use mmm_common::wire::{FromDonor, ToDonor, to_line};
 use mmm_helper::frames;
 use std::os::unix::fs::PermissionsExt;

@@ -6,6 +6,7 @@
 
 use super::sql::Dialect;
 use mmm_common::config::Host;
+use mmm_common::epoch::Epoch;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -17,6 +18,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
+
+/// The folder of a job begins so; its number follows.
+const FOLDER: &str = "job.";
+
+/// Removes what an agent that was killed has left: passwords are in it.
+pub(super) fn clear(state_folder: &Path) {
+    let Ok(entries) = fs::read_dir(state_folder) else { return };
+    for left in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(FOLDER)) {
+        if let Err(e) = fs::remove_dir_all(left.path()) {
+            tracing::warn!("{} was left: {e}", left.path().display());
+        }
+    }
+}
 
 /// A program that prints binary logs, and how to log in. Its option file is gone with this.
 pub(super) struct Tool {
@@ -47,7 +61,13 @@ pub(super) enum Go {
 impl Tool {
     /// `folder`: of this agent's own, for the option file. `basedir`: the server's, whose programs are looked at after
     /// those in the PATH.
-    pub(super) fn find(dialect: Dialect, host: &Host, basedir: &str, folder: &Path) -> Result<Tool, String> {
+    pub(super) fn find(
+        dialect: Dialect,
+        host: &Host,
+        basedir: &str,
+        folder: &Path,
+        job: Epoch,
+    ) -> Result<Tool, String> {
         let (names, package): (&[&str], _) = match dialect {
             Dialect::MariaDb => (&["mariadb-binlog", "mysqlbinlog"], "mariadb-client (or mariadb-server)"),
             Dialect::MySql => (&["mysqlbinlog"], "mysql-client-core (or mysql-community-client)"),
@@ -61,7 +81,7 @@ impl Tool {
             .ok_or_else(|| {
                 format!("the program {} is not installed on this host; it comes in the package {package}", names[0])
             })?;
-        let folder = folder.join(format!("job.{}", std::process::id()));
+        let folder = folder.join(format!("{FOLDER}{job}"));
         let options = folder.join("login.cnf");
         let write = || -> io::Result<()> {
             if folder.exists() {
