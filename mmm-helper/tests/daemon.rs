@@ -142,11 +142,12 @@ fn start_and_stop_are_the_commands_of_the_configuration() {
         Helper::start(&format!("touch {}", started.display()), &format!("touch {}; exit 3", stopped.display()));
     assert_eq!(helper.ask(&Verb::Start), Answer::Done);
     assert!(started.exists());
+    assert_eq!(helper.ask(&Verb::Stop), Answer::Done, "nothing runs, whatever the command says");
+    let held = fs::File::open(helper.path("data/ibdata1")).unwrap();
     let why = helper.refusal(&Verb::Stop);
     assert!(stopped.exists() && why.contains("mysql_stop_command ended with exit status: 3"), "{why}");
     // Whoever has the data open is the server, whatever the command says.
     fs::remove_file(&started).unwrap();
-    let held = fs::File::open(helper.path("data/ibdata1")).unwrap();
     assert_eq!(helper.ask(&Verb::Start), Answer::Done, "it runs already");
     assert!(!started.exists());
     drop(held);
