@@ -333,15 +333,18 @@ impl Server {
                     ("gtid-mode", "ON".to_owned()),
                     ("enforce-gtid-consistency", "ON".to_owned()),
                     ("replica-net-timeout", "2".to_owned()),
-                    ("plugin-load-add", "semisync_source.so".to_owned()),
-                    ("plugin-load-add", "semisync_replica.so".to_owned()),
-                    ("plugin-load-add", "mysql_clone.so".to_owned()),
                     ("loose-rpl-semi-sync-source-enabled", on(in_file)),
                     ("loose-rpl-semi-sync-replica-enabled", on(in_file)),
                     ("loose-rpl-semi-sync-source-wait-point", "AFTER_SYNC".to_owned()),
                     ("loose-rpl-semi-sync-source-timeout", "10000".to_owned()),
                     ("loose-rpl-semi-sync-source-wait-no-replica", "OFF".to_owned()),
+                    ("plugin-load-add", "mysql_clone.so".to_owned()),
                 ]);
+                if settings.semisync {
+                    // Without them there is none, whatever the product would like.
+                    options.push(("plugin-load-add", "semisync_source.so".to_owned()));
+                    options.push(("plugin-load-add", "semisync_replica.so".to_owned()));
+                }
             }
         }
         // binlog-format is deprecated, and a note in the log, on MySQL 9; ROW is its default.
