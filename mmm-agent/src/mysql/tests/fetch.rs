@@ -135,3 +135,20 @@ async fn what_was_received_is_not_thrown_away_for_a_fetch(kind: &str) {
     assert!(why.contains("5 transactions") && why.contains("relay log"), "{why}");
     assert_eq!(db2.status().await.text(&["Gtid_IO_Pos"]).unwrap(), "0-1-5", "still there");
 }
+
+/// MySQL 8.3 and later: a transaction's GTID may carry a tag.
+#[tokio::test]
+async fn tagged_transactions_are_missed_counted_and_fetched() {
+    let Some(mut three) = db3_has_more("mysql-9.7", &[]).await else { return };
+    let mut boss = three.db3.boss().await;
+    boss.query_drop("SET GLOBAL read_only=0; SET SESSION gtid_next='AUTOMATIC:mmm'").await.unwrap();
+    boss.query_drop("INSERT INTO app.t (id) VALUES (7)").await.unwrap();
+    let mut db3 = Side::alone(&three.db3);
+    db3.until("tagged", |r| r.executed.as_ref().is_some_and(|g| g.to_string().contains(":mmm:1"))).await;
+    let position = db3.last.executed.clone().unwrap();
+    three.side2.until("seen", |r| r.executed.as_ref().and_then(|g| g.missing(&position)) == Some(5)).await;
+    let why = three.side2.task(Work::CatchUp { position: position.clone(), timeout_ms: 100 }).await.unwrap_err();
+    assert!(why.contains("5 transactions missing"), "{why}");
+    three.side2.task(fetch("db3", &position, 8000)).await.unwrap();
+    assert_eq!(three.db2.sql("SELECT COUNT(*) FROM app.t").await, "7");
+}
