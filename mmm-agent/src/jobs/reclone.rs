@@ -31,6 +31,10 @@ const CONNECT: Duration = Duration::from_secs(5);
 const BEGIN: Duration = Duration::from_secs(70);
 /// For a started server to take logins. Crash recovery is part of it.
 const COME_UP: Duration = Duration::from_secs(600);
+/// A donor that nobody could log in to for so long has gone.
+const DONOR_GONE: Duration = Duration::from_secs(20);
+/// For a copy that was killed to end.
+const KILLED: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(200);
 
 pub(super) async fn reclone(work: &Work, from: &HostName) -> Result<(), String> {
@@ -336,17 +340,37 @@ async fn mysql(
         donor.mysql_port,
         sql::quote(&donor.replication_password.0),
     );
+    let id = own.one("SELECT CONNECTION_ID()").await?;
     let cloned = {
         let cloning = own.rows(COPY, &clone);
-        let watching = watch_clone(work, from);
+        let watching = async {
+            // Telling how it goes ends where there is nothing to tell; that must not end the watch on the donor.
+            let telling = async {
+                watch_clone(work, from).await;
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = telling => {}
+                () = end_without_donor(work, donor, &id) => {}
+            }
+        };
         tokio::pin!(cloning);
         tokio::pin!(watching);
         tokio::select! {
             cloned = &mut cloning => cloned,
-            () = &mut watching => cloning.await,
+            () = &mut watching => match timeout(KILLED, cloning).await {
+                Ok(cloned) => cloned,
+                Err(_) => return Err(format!(
+                    "{from} is gone, and the copy cannot be ended; restart this host's server, whose data may be gone, and \
+                     order the copy again"
+                )),
+            },
         }
     };
     match cloned {
+        Err(e) if e.code.is_none() && Session::replication(donor).await.is_err() => {
+            return Err(clone_failed(work, from, donor, tables, &e).await);
+        }
         // 3707: it cannot restart itself. A lost connection: it can, or it has died; what comes up tells.
         Ok(_) | Err(Trouble { code: Some(3707) | None, .. }) => {}
         Err(e) => return Err(clone_failed(work, from, donor, tables, &e).await),
@@ -368,17 +392,7 @@ async fn mysql(
 
 /// What makes a clone fail is found out before anything is dropped.
 async fn prepare_mysql(own: &mut Session, donor: &Host) -> Result<(), String> {
-    let rows = own.rows(sql::ASK, "SHOW PLUGINS").await?;
-    let active = rows
-        .iter()
-        .any(|row| row.get("name").is_some_and(|n| n == "clone") && row.get("status").is_some_and(|s| s == "ACTIVE"));
-    if !active {
-        return Err(
-            "the clone plugin is not there: put plugin-load-add=mysql_clone.so into the configuration file of all \
-                    servers, and INSTALL PLUGIN clone SONAME 'mysql_clone.so' on each"
-                .to_owned(),
-        );
-    }
+    has_clone_plugin(own, "this host").await?;
     let grants: String = own.rows(sql::ASK, "SHOW GRANTS").await?.into_iter().flat_map(BTreeMap::into_values).collect();
     if let Some(missing) = ["CLONE_ADMIN", "RELOAD"].into_iter().find(|needed| !grants.contains(needed)) {
         return Err(format!("the agent lacks the privilege {missing}: {} its user", sql::MYSQL_GRANTS));
@@ -387,6 +401,7 @@ async fn prepare_mysql(own: &mut Session, donor: &Host) -> Result<(), String> {
     own.run(&format!("SET GLOBAL clone_valid_donor_list={}", sql::quote(&donors))).await?;
     // As the user that will be used; the server asks for it only after it has begun.
     let mut theirs = Session::replication(donor).await?;
+    has_clone_plugin(&mut theirs, "the other host").await?;
     let grants: String =
         theirs.rows(sql::ASK, "SHOW GRANTS").await?.into_iter().flat_map(BTreeMap::into_values).collect();
     if !grants.contains("BACKUP_ADMIN") {
@@ -396,6 +411,20 @@ async fn prepare_mysql(own: &mut Session, donor: &Host) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+async fn has_clone_plugin(session: &mut Session, on: &str) -> Result<(), String> {
+    let rows = session.rows(sql::ASK, "SHOW PLUGINS").await?;
+    let active = rows
+        .iter()
+        .any(|row| row.get("name").is_some_and(|n| n == "clone") && row.get("status").is_some_and(|s| s == "ACTIVE"));
+    if active {
+        return Ok(());
+    }
+    Err(format!(
+        "{on} has no clone plugin: put plugin-load-add=mysql_clone.so into the configuration file of all servers, and INSTALL \
+         PLUGIN clone SONAME 'mysql_clone.so' on each"
+    ))
 }
 
 async fn user_tables(session: &mut Session) -> Result<u64, String> {
@@ -408,7 +437,7 @@ async fn user_tables(session: &mut Session) -> Result<u64, String> {
     Ok(count.parse().unwrap_or_default())
 }
 
-/// Never ends while the copy goes on; without performance_schema, or the right to read it, there is nothing to tell.
+/// Without performance_schema, or the right to read it, there is nothing to tell.
 async fn watch_clone(work: &Work, from: &HostName) {
     let sql = "SELECT SUM(data) AS data, SUM(estimate) AS estimate FROM performance_schema.clone_progress";
     let Ok(mut session) = Session::own(&work.config).await else { return };
@@ -420,6 +449,25 @@ async fn watch_clone(work: &Work, from: &HostName) {
             let mib = |n: f64| (n / f64::from(1 << 20)).round();
             work.progress.step(&format!("copying from {from}: {} of about {} MiB", mib(data), mib(estimate)));
         }
+    }
+}
+
+/// The server waits long for a donor that has died (9.7: more than two minutes, whatever its settings say). Ends the copy, whose connection this is, once it is gone.
+async fn end_without_donor(work: &Work, donor: &Host, id: &str) {
+    let mut seen = Instant::now();
+    while seen.elapsed() < DONOR_GONE {
+        sleep(Duration::from_secs(1)).await;
+        if Session::replication(donor).await.is_ok() {
+            seen = Instant::now();
+        }
+    }
+    match Session::own(&work.config).await {
+        Ok(mut session) => {
+            if let Err(e) = session.run(&format!("KILL {id}")).await {
+                tracing::warn!("the copy could not be ended: {e}");
+            }
+        }
+        Err(e) => tracing::warn!("the copy could not be ended: {e}"),
     }
 }
 

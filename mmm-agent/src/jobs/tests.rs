@@ -357,13 +357,27 @@ async fn mysql_saves_cannot_undo_and_copies() {
     db1.start_helper();
     let why = reclone(&db1).await.unwrap_err();
     assert!(why.contains("INSTALL PLUGIN clone") && why.contains("nothing was changed"), "{why}");
-    for host in [&db1, &db2] {
-        host.sql_all(&["SET GLOBAL super_read_only=0", "INSTALL PLUGIN clone SONAME 'mysql_clone.so'"]).await;
-    }
+    assert!(why.contains("this host has no clone plugin"), "{why}");
+    db1.sql_all(&["SET GLOBAL super_read_only=0", "INSTALL PLUGIN clone SONAME 'mysql_clone.so'"]).await;
+    let why = reclone(&db1).await.unwrap_err();
+    assert!(why.contains("the other host has no clone plugin") && why.contains("nothing was changed"), "{why}");
+    db2.sql("INSTALL PLUGIN clone SONAME 'mysql_clone.so'").await;
     db2.sql_all(&["SET sql_log_bin=0", &format!("REVOKE BACKUP_ADMIN ON *.* FROM {REPLICATION}@'%'")]).await;
     let why = reclone(&db1).await.unwrap_err();
     assert!(why.contains("GRANT BACKUP_ADMIN") && why.contains("nothing was changed"), "{why}");
     db2.sql_all(&["SET sql_log_bin=0", &format!("GRANT BACKUP_ADMIN ON *.* TO {REPLICATION}@'%'")]).await;
+
+    // The donor dies half way: what is left is said, and the copy can be ordered again.
+    let dropped = async {
+        while db1.sql("SELECT COUNT(*) FROM information_schema.TABLES WHERE TABLE_SCHEMA='app'").await != "0" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        db2.kill_server();
+    };
+    let (broken, ()) = tokio::join!(reclone(&db1), dropped);
+    let why = broken.unwrap_err();
+    assert!(why.contains("tables 0 are left") && why.contains("order the copy again"), "{why}");
+    db2.start_server().await;
 
     db1.sql("SET GLOBAL super_read_only=1").await;
     reclone(&db1).await.unwrap();

@@ -304,6 +304,11 @@ impl Host {
         assert!(Command::new(self.path(name)).status().unwrap().success(), "{name}");
     }
 
+    pub(super) async fn start_server(&self) {
+        self.run_script("start.sh");
+        self.until_sql("SELECT 1").await;
+    }
+
     pub(super) fn break_next_start(&self) {
         fs::write(self.path("broken"), "").unwrap();
     }
