@@ -62,6 +62,7 @@ const LESSONS: &[Lesson] = &[
             "lessons::a_target_that_does_not_catch_up_is_told_and_never_opened",
             "cluster::a_replica_that_does_not_apply_blocks_the_failover_with_a_reason",
             "attacks::a_new_master_that_cannot_be_opened_does_not_keep_the_role",
+            "attacks_losses::a_third_master_takes_over_when_the_second_cannot_be_opened",
         ],
     ),
     lesson(
@@ -78,6 +79,7 @@ const LESSONS: &[Lesson] = &[
         "Replicas were pointed at a new master that had not applied its relay log: it drains first, and GTIDs say the rest.",
         &[
             "lessons::what_a_new_master_has_received_is_applied_before_it_opens",
+            "losses::a_candidate_that_had_stopped_fetching_gets_the_rest_from_another_replica",
             "mysql/tests::drain_applies_what_was_received_with_the_sql_thread_stopped",
             "mysql/tests::what_cannot_be_applied_is_not_thrown_away",
             "mysql/tests::the_writer_moves_there_and_back",
@@ -88,6 +90,7 @@ const LESSONS: &[Lesson] = &[
         "Waiting for a position had no end, and a stopped SQL thread counted as in sync: a deadline, and a failure.",
         &[
             "lessons::a_target_that_applies_nothing_costs_move_timeout_and_the_old_master_writes_on",
+            "losses::what_a_replica_has_received_and_cannot_apply_is_a_reason_to_hold",
             "mysql/tests::catching_up_fails_at_once_when_the_sql_thread_is_stopped",
             "mysql/tests::a_long_task_holds_nothing_up_and_a_new_one_ends_it",
         ],
@@ -128,6 +131,8 @@ const LESSONS: &[Lesson] = &[
             "states::nobody_comes_back_by_itself_with_rows_that_others_lack_or_before_that_is_known",
             "cluster::an_old_master_with_rows_that_nobody_else_has_stays_out_and_show_says_so",
             "attacks::a_host_with_rows_that_others_lack_does_not_stay_online",
+            "losses::without_semi_sync_they_are_told_to_be_lost_and_nothing_is_done_before_that_is_accepted",
+            "attacks_losses::a_host_whose_data_are_being_replaced_does_not_come_online_before_that_is_done",
         ],
     ),
     // Progress.
@@ -201,6 +206,7 @@ const LESSONS: &[Lesson] = &[
             "scenarios/monitor_cut_from_the_writer_only.txt",
             "scenarios/monitor_dead_for_a_minute.txt",
             "tests/vouching::a_writer_that_only_the_monitor_cannot_reach_keeps_its_role_and_show_says_why",
+            "attacks_losses::a_candidate_that_stopped_fetching_while_only_peers_saw_the_writer_is_not_promoted",
         ],
     ),
     lesson(

@@ -50,7 +50,7 @@ fn returned(mut w: World) -> World {
     w
 }
 
-// MMM promoted a master whose replication had stopped 16 s before, and lost 902 of 1205 acknowledged writes.
+// lessons.md 5: MMM promoted a master whose replication had stopped 16 s before, and lost 902 of 1205 acknowledged writes.
 #[test]
 fn a_candidate_that_had_stopped_fetching_gets_the_rest_from_another_replica() {
     let mut w = cluster();
@@ -80,6 +80,7 @@ fn a_master_in_replication_fail_is_promoted_when_it_can_get_everything_and_nobod
     shows(&mut w, "db2(10.0.0.12) master/ONLINE");
 }
 
+// lessons.md 6
 #[test]
 fn what_a_replica_has_received_and_cannot_apply_is_a_reason_to_hold() {
     let mut w = cluster();
@@ -175,6 +176,7 @@ fn with_semi_sync_an_old_masters_extra_rows_are_told_to_be_unacknowledged() {
     assert!(lost.contains("3 transactions are on db1") && lost.contains("/var/lib/mysql-mmm/lost"), "{lost}");
 }
 
+// lessons.md 10
 #[test]
 fn without_semi_sync_they_are_told_to_be_lost_and_nothing_is_done_before_that_is_accepted() {
     let mut w = returned(cluster());

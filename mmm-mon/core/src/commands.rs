@@ -111,6 +111,11 @@ impl Core {
             }
             HostState::AdminOffline | HostState::AwaitingRecovery => {}
         }
+        if self.is_rebuilt(name) {
+            return refused(format!(
+                "The data of '{name}' are being replaced. Look at 'show' for how far it is, and try again when that is done."
+            ));
+        }
         if host.facts.check(CheckKind::Ping) != Verdict::Good || host.facts.check(CheckKind::Mysql) != Verdict::Good {
             return refused(format!(
                 "Checks 'ping' and 'mysql' of host '{name}' must be OK first ({}). Look at 'checks {name}'.",

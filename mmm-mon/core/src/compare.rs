@@ -14,6 +14,7 @@ const COMPARE_FOR: Duration = Duration::from_secs(3);
 impl Core {
     pub(crate) fn compared(&self, name: &HostName) -> Compared {
         match (&self.active, self.hosts.get(name)) {
+            (Some(active), Some(_)) if active != name && self.is_unsettled(name) => Compared::Open,
             (Some(active), Some(host)) if active != name => host.compared,
             (Some(_) | None, _) => Compared::Needless,
         }

@@ -6,10 +6,10 @@
 use mmm_common::config::{Check as CheckConfig, Monitor as Config};
 use mmm_common::epoch::{Anchor, Boot};
 use mmm_common::gtid::Gtids;
-use mmm_common::ids::Millis;
+use mmm_common::ids::{HostName, Millis};
 use mmm_common::report::{Life, Report, SemiSync, Writing};
 use mmm_common::state::{CheckKind, CheckResult};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A replica that has gone may be the only one that acknowledged what was written before; after this long the others have
@@ -58,8 +58,11 @@ pub(crate) struct HostFacts {
     silent_before: Duration,
     /// When a report last said that the I/O thread is connected, and to which address.
     pub(crate) replicating: Option<(Millis, String)>,
-    /// Semi-synchronous replication, as last told while its server could be written to.
+    /// Semi-synchronous replication, as last told while its server could be written to, and when that was.
     pub(crate) semisync: Option<SemiSync>,
+    pub(crate) semisync_at: Millis,
+    /// When each peer vouched for it last: with all of them it writes on, whether or not the monitor hears of it.
+    pub(crate) vouched: BTreeMap<HostName, Millis>,
     /// How many replicas that acknowledge were attached at most within `ATTACHED_FOR`, and when there were so many last.
     pub(crate) attached: (u64, Millis),
     /// What its server had executed, as last told while it could be written to.
@@ -85,6 +88,8 @@ impl HostFacts {
             silent_before: Duration::ZERO,
             replicating: None,
             semisync: None,
+            semisync_at: now,
+            vouched: BTreeMap::new(),
             attached: (0, now),
             last_executed: None,
         }
@@ -127,6 +132,7 @@ impl HostFacts {
         // What it says after a restart, or as a replica, tells nothing of when it was written to.
         if report.server.life == Life::Alive && report.server.writing == Writing::Allowed {
             self.semisync.clone_from(&report.server.semisync);
+            self.semisync_at = now;
             let replicas = self.semisync.as_ref().map_or(0, |s| s.replicas);
             if replicas >= self.attached.0 || now.since(self.attached.1) >= ATTACHED_FOR {
                 self.attached = (replicas, now);
@@ -179,9 +185,20 @@ impl HostFacts {
         }
     }
 
-    /// When the host's server last showed that it was alive.
-    pub(crate) fn last_alive(&self) -> Millis {
-        self.gone.as_ref().map_or(self.heard, |(at, _)| *at - self.silent_before)
+    /// When the host's server last showed that it was alive, or may have written on: with the vouches of everybody in
+    /// one of `extending`.
+    pub(crate) fn last_alive(&self, extending: &[BTreeSet<HostName>]) -> Millis {
+        if let Some((at, _)) = &self.gone {
+            return *at - self.silent_before;
+        }
+        let all = |granters: &BTreeSet<HostName>| granters.iter().map(|g| self.vouched.get(g).copied()).min().flatten();
+        extending.iter().filter_map(all).max().map_or(self.heard, |at| at.max(self.heard))
+    }
+
+    /// Its agent is there to say that the server has ended, that long ago.
+    pub(crate) fn is_dead_for(&self, now: Millis, long: Duration) -> bool {
+        let dead = self.report.as_ref().is_some_and(|r| matches!(r.server.life, Life::Dead { .. }));
+        self.link.is_some() && dead && self.gone.as_ref().is_some_and(|(at, _)| now.since(*at) >= long)
     }
 
     /// The agent is connected and has reported within `limit`.

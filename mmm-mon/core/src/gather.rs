@@ -28,8 +28,12 @@ pub(crate) struct Gathering {
     again: bool,
     /// How many of the hosts that acknowledge have to be asked, so that what was acknowledged is among them.
     need: u64,
+    /// Who may have acknowledged the old master's last commits.
+    acknowledged: BTreeSet<HostName>,
     /// What the old master had when it was last heard of.
     old: Option<Gtids>,
+    /// From whom everything was fetched already.
+    fetched: BTreeSet<HostName>,
 }
 
 /// What another replica has.
@@ -89,7 +93,19 @@ impl Gathering {
         let need = host
             .and_then(|h| h.semisync.filter(|s| s.in_effect(cluster.fenced_within()).is_ok()).zip(Some(h.attached)))
             .map_or(0, |(s, attached)| (attached.max(1) + 1).saturating_sub(s.wait_count.max(1)));
-        Gathering { others, fresh, stale: alone, again, need, old }
+        let late = |h: &HostName| gap(scene, h, from, failed_at);
+        let until = host.and_then(|h| h.semisync).map_or(Duration::ZERO, |s| Duration::from_millis(s.timeout_ms));
+        let acknowledged = (others.iter().chain([to]))
+            .filter(|h| !again || *h != to)
+            .filter(|h| scene.hosts.get(*h).is_some_and(|v| v.acknowledges) && late(h).is_ok_and(|gap| gap <= until))
+            .cloned()
+            .collect();
+        Gathering { others, fresh, stale: alone, again, need, acknowledged, old, fetched: BTreeSet::new() }
+    }
+
+    pub(crate) fn fetching(mut self, from: &HostName) -> Self {
+        self.fetched.insert(from.clone());
+        self
     }
 
     /// Nobody who can be asked had been fetching until the end.
@@ -110,6 +126,9 @@ impl Gathering {
         for other in &self.others {
             match has(scene, other, mine, (task, self.old.as_ref())) {
                 Has::Nothing => drop(asked.insert(other)),
+                Has::More(_, n) if self.fetched.contains(other) => {
+                    stuck.push(format!("{to} still lacks {n} transactions of {other} after fetching from it"));
+                }
                 Has::More(position, n) => {
                     asked.insert(other);
                     if most.as_ref().is_none_or(|(before, ..)| n > *before) {
@@ -134,8 +153,7 @@ impl Gathering {
         if let Some(why) = self.stale.as_ref().filter(|_| !self.fresh.iter().any(|f| asked.contains(f))) {
             return Next::Hold(why.clone());
         }
-        let replicas = asked.iter().filter(|h| !self.again || **h != to);
-        let acknowledging = replicas.filter(|h| scene.hosts.get(**h).is_some_and(|h| h.acknowledges)).count() as u64;
+        let acknowledging = asked.iter().filter(|h| self.acknowledged.contains(**h)).count() as u64;
         if acknowledging < self.need {
             return Next::Hold(format!(
                 "only {acknowledging} of the hosts that acknowledged the old master's commits can be asked, and {} have to be: what was acknowledged may be on the others",
@@ -192,15 +210,30 @@ fn more(other: &HostName, mine: &Gtids, position: &Gtids, old: Option<&Gtids>) -
 
 /// Why the host must be lacking something, although it may look well. `failed_at`: when the old master was last at work.
 fn stale(scene: &Scene<'_>, to: &HostName, from: Option<&HostName>, failed_at: Option<Millis>) -> Option<String> {
-    let from = from.filter(|from| *from != to)?;
-    let old = scene.hosts.get(from)?;
+    let name = from.filter(|from| *from != to)?;
+    match gap(scene, to, from, failed_at) {
+        Err(why) => Some(why),
+        Ok(gap) => (gap > STALE)
+            .then(|| format!("it had stopped fetching from {name} {} s before {name} failed", gap.as_secs())),
+    }
+}
+
+/// How long before the old master failed the host was last seen fetching from it, or why that cannot be told.
+fn gap(
+    scene: &Scene<'_>,
+    of: &HostName,
+    from: Option<&HostName>,
+    failed_at: Option<Millis>,
+) -> Result<Duration, String> {
+    let nobody = || "nobody is known to have been open for writes".to_owned();
+    let from = from.ok_or_else(nobody)?;
+    let old = scene.hosts.get(from).ok_or_else(nobody)?;
     let failed_at = failed_at.unwrap_or(old.last_alive);
-    let Some((last, source)) = scene.hosts.get(to)?.replicating else {
-        return Some(format!("it has not been seen fetching from {from} by this monitor"));
+    let Some((last, source)) = scene.hosts.get(of).and_then(|h| h.replicating) else {
+        return Err(format!("it has not been seen fetching from {from} by this monitor"));
     };
     if source.parse() != Ok(old.ip) {
-        return Some(format!("it fetched from {source} and not from {from} ({})", old.ip));
+        return Err(format!("it fetched from {source} and not from {from} ({})", old.ip));
     }
-    let gap = failed_at.since(*last);
-    (gap > STALE).then(|| format!("it had stopped fetching from {from} {} s before {from} failed", gap.as_secs()))
+    Ok(failed_at.since(*last))
 }

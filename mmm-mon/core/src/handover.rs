@@ -110,10 +110,11 @@ pub(crate) struct HostView<'a> {
     pub(crate) last_alive: Millis,
     /// When its I/O thread was last connected, and to where.
     pub(crate) replicating: Option<&'a (Millis, String)>,
-    /// It is not known to have transactions that the active master lacks.
+    /// It is known to have nothing that the active master lacks, and its data are not being changed as a whole.
     pub(crate) trusted: bool,
     /// Semi-synchronous replication, as last told while its server could be written to.
     pub(crate) semisync: Option<&'a SemiSync>,
+    pub(crate) semisync_at: Millis,
     /// How many replicas that acknowledge were attached lately.
     pub(crate) attached: u64,
     /// What its server had executed, as last told while it could be written to.
@@ -384,6 +385,7 @@ impl Handover {
                     Next::Wait(text) => turn.waits(text),
                     Next::Fetch { from, position } => {
                         let id = turn.next();
+                        let gather = gather.fetching(&from);
                         turn.decided(format!("{} fetches from {from} what only that has, up to {position}", to.host()));
                         self.phase = Phase::Fetching { to, from, position, task: id, drain: task, since: now, gather };
                     }
@@ -442,6 +444,7 @@ impl Handover {
                     let took = now.since(self.began).as_millis();
                     turn.decided(format!("The writer is open on {to}, {took} ms after it was decided ({})", self.why));
                     turn.events.push(Event::Opened { from: self.from.clone(), to, in_step: self.in_step });
+                    self.failed_at = None;
                     self.end(Ok(()), turn);
                 } else if let Some(other) = scene
                     .wish
@@ -475,7 +478,10 @@ impl Handover {
         self.lost(not_open.clone(), turn);
         self.release(turn);
         (self.began, self.in_step) = (scene.now, false);
-        self.from = Some(not_open.clone());
+        // The data to be had are still those of the last one that was open.
+        if self.from.as_ref().is_none_or(|from| from == other.host()) {
+            self.from = Some(not_open.clone());
+        }
         self.why = format!("{not_open} has not opened");
         self.phase = Phase::Fencing { to: other, in_step: false };
     }
@@ -686,9 +692,22 @@ impl Handover {
     /// Why what the old master had acknowledged need not be on a replica.
     fn unsecured(&self, scene: &Scene<'_>, from: &HostName, cluster: &Cluster) -> Option<String> {
         let semisync = scene.hosts.get(from).and_then(|h| h.semisync);
-        match semisync.map(|s| s.in_effect(cluster.fenced_within())) {
-            Some(Ok(())) => None,
-            Some(Err(why)) => Some(format!("semi-synchronous replication was not in effect on {from}: {why}")),
+        let unheard = scene
+            .hosts
+            .get(from)
+            .map_or(Duration::ZERO, |h| self.failed_at.unwrap_or(h.last_alive).since(h.semisync_at));
+        match semisync.map(|s| (s, s.in_effect(cluster.fenced_within()))) {
+            Some((s, Ok(()))) if s.replicas < s.wait_count.max(1) => Some(format!(
+                "the last that was heard of {from} is that {} replicas acknowledged its commits, and {} had to: they may have stopped waiting",
+                s.replicas,
+                s.wait_count.max(1)
+            )),
+            Some((s, Ok(()))) if unheard >= Duration::from_millis(s.timeout_ms) => Some(format!(
+                "nothing was heard of semi-synchronous replication on {from} in the last {} s before it failed",
+                unheard.as_secs()
+            )),
+            Some((_, Ok(()))) => None,
+            Some((_, Err(why))) => Some(format!("semi-synchronous replication was not in effect on {from}: {why}")),
             None => Some(format!("nothing is known of semi-synchronous replication on {from}")),
         }
     }
@@ -732,7 +751,6 @@ impl Handover {
             let acknowledged = why.map_or(Acknowledged::None, |why| Acknowledged::Perhaps { why });
             turn.events.push(Event::FailedOver { from: self.from.clone(), to: to.host().clone(), acknowledged });
         }
-        self.failed_at = None;
         self.phase = Phase::Opening { to: to.host().clone(), since: scene.now };
     }
 

@@ -324,16 +324,16 @@ impl Core {
                 self.longest_ttl = self.longest_ttl.max(self.config.cluster.lease_ttl);
                 let hosts = std::mem::take(&mut self.hosts);
                 let slots = std::mem::take(&mut self.slots);
-                let mut facts: BTreeMap<HostName, HostFacts> = BTreeMap::new();
+                let mut known: BTreeMap<HostName, Host> = BTreeMap::new();
                 let mut statuses = BTreeMap::new();
                 for (name, host) in hosts {
-                    facts.insert(name.clone(), host.facts);
-                    statuses.insert(name, host.status);
+                    statuses.insert(name.clone(), host.status.clone());
+                    known.insert(name, host);
                 }
                 self.fit_to_config(statuses, slots.into_iter().map(|(ip, s)| (ip, s.state)).collect());
-                for (name, f) in facts {
+                for (name, host) in known {
                     if let Some(h) = self.hosts.get_mut(&name) {
-                        h.facts = f;
+                        *h = host;
                     }
                 }
                 self.forget_returns();
@@ -378,7 +378,13 @@ impl Core {
         if report.leaving && host.facts.report.as_ref().is_none_or(|r| !r.leaving) {
             info(out, Some(&name), "Agent is shutting down: its roles go elsewhere".to_owned());
         }
+        let vouched = report.vouched.clone();
         host.facts.reported(now, report);
+        for (seen, ago) in vouched {
+            if let Some(seen) = self.hosts.get_mut(&seen) {
+                seen.facts.vouched.insert(name.clone(), now - Duration::from_millis(ago));
+            }
+        }
         Some(name)
     }
 
@@ -716,8 +722,10 @@ impl Core {
         let silent: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.is_silent(now, h)).cloned().collect();
         let answering: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.agent_answers(now, h)).cloned().collect();
         let may_hold: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.agent_may_hold(now, h)).cloned().collect();
+        let rebuilt: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.is_rebuilt(h)).cloned().collect();
         let Core { hosts, config, handover, slots, epoch, active, .. } = self;
         let Some(slot) = slots.get_mut(&ip) else { return };
+        let extending = slot.extending();
         let views = hosts
             .iter()
             .filter_map(|(name, host)| {
@@ -731,11 +739,17 @@ impl Core {
                     offline: host.status.state == HostState::AdminOffline,
                     heard: host.facts.heard,
                     server_gone: host.facts.gone.is_some(),
-                    last_alive: host.facts.last_alive(),
+                    last_alive: host.facts.last_alive(if slot.state.holder.as_ref() == Some(name) {
+                        &extending
+                    } else {
+                        &[]
+                    }),
                     replicating: host.facts.replicating.as_ref(),
-                    trusted: matches!(host.compared, Compared::Subset | Compared::Needless)
-                        || active.as_ref() == Some(name),
+                    trusted: (matches!(host.compared, Compared::Subset | Compared::Needless)
+                        || active.as_ref() == Some(name))
+                        && !rebuilt.contains(name),
                     semisync: host.facts.semisync.as_ref(),
+                    semisync_at: host.facts.semisync_at,
                     attached: host.facts.attached.0,
                     last_executed: host.facts.last_executed.as_ref(),
                     acknowledges: config.cluster.semisync_slaves

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+/// A server that has ended may be about to start again, with what is to be saved; after this long it is not waited for.
+const DEAD: Duration = Duration::from_secs(60);
 /// A failed saving is tried again after this long.
 const SAVE_AGAIN: Duration = Duration::from_secs(60);
 
@@ -79,6 +81,11 @@ impl Return {
         self.job().is_some_and(|job| matches!(job.work, JobWork::Undo { .. } | JobWork::Reclone { .. }))
     }
 
+    /// What the host has is about to be replaced, is being changed, or is what a failed copy has left.
+    fn is_unsettled(&self) -> bool {
+        self.reclone_from.is_some() || self.job.as_ref().is_some_and(|job| !matches!(job.work, JobWork::Save { .. }))
+    }
+
     fn unacknowledged(&self) -> bool {
         self.acknowledged == Some(Acknowledged::None)
     }
@@ -90,9 +97,19 @@ impl Core {
         self.returns.get(name).is_some_and(Return::rebuilds)
     }
 
+    /// By its own will it does not come back before it has other data, or an operator has spoken.
+    pub(crate) fn is_unsettled(&self, name: &HostName) -> bool {
+        self.returns.get(name).is_some_and(Return::is_unsettled)
+    }
+
     /// The writer was taken from `from` without its help and has been given to somebody who has `acknowledged` ones.
     pub(crate) fn remember_failover(&mut self, from: HostName, acknowledged: Acknowledged) {
-        self.returns.insert(from, Return { acknowledged: Some(acknowledged), ..Return::default() });
+        // What others have beyond the new master may be what `from` had acknowledged: it is counted and saved anew.
+        for ret in self.returns.values_mut() {
+            (ret.acknowledged, ret.saved_for) = (None, 0);
+        }
+        let past = self.returns.remove(&from).and_then(|ret| ret.extras.or(ret.past));
+        self.returns.insert(from, Return { acknowledged: Some(acknowledged), past, ..Return::default() });
     }
 
     /// Takes in what agents say of their jobs, and begins what is due.
@@ -112,9 +129,12 @@ impl Core {
     fn hear_of_job(&mut self, now: Millis, name: &HostName, out: &mut Vec<Output>) {
         let Some(host) = self.hosts.get_mut(name) else { return };
         let Some(ret) = self.returns.get_mut(name) else { return };
-        if host.compared == Compared::Subset && ret.job().is_none_or(|job| matches!(job.work, JobWork::Save { .. })) {
-            // Whatever it had is no longer extra. What was saved stays listed.
-            (ret.job, ret.failed, ret.accepted) = (None, None, None);
+        if host.compared == Compared::Subset && self.active.as_ref() != Some(name) && !ret.rebuilds() {
+            // Whatever it had is no longer extra. What was saved stays listed, and so does a copy that failed.
+            (ret.accepted, ret.acknowledged) = (None, None);
+            if ret.job.as_ref().is_some_and(|job| matches!(job.work, JobWork::Save { .. })) {
+                (ret.job, ret.failed) = (None, None);
+            }
         }
         let Some(job) = ret.job().cloned() else { return };
         let told = host.facts.report.as_ref().filter(|_| host.facts.link.is_some()).and_then(|r| r.job.as_ref());
@@ -201,9 +221,32 @@ impl Core {
         } else {
             None
         };
-        // What a living server has is compared, and saved if others lack it, before it is thrown away.
-        let unseen = host.compared == Compared::Open && host.facts.server_alive();
-        let Some(work) = work.filter(|w| matches!(w, JobWork::Save { .. }) || !unseen) else { return };
+        let Some(work) = work else { return };
+        if !matches!(work, JobWork::Save { .. }) {
+            let away = match host.status.state {
+                HostState::AdminOffline | HostState::HardOffline | HostState::AwaitingRecovery => true,
+                HostState::Online | HostState::ReplicationDelay | HostState::ReplicationFail => false,
+            };
+            let may_act = self.slots.values().any(|s| s.others_than(None).contains(name));
+            // What a server has is compared, and saved if others lack it, before it is thrown away; unless it is surely dead.
+            let unseen = host.compared == Compared::Open && !host.facts.is_dead_for(now, DEAD);
+            if !away || may_act || unseen {
+                return;
+            }
+        }
+        if let JobWork::Reclone { from } = &work
+            && let Some(why) = self.unfit_source(now, from)
+        {
+            // The active master's trouble passes, or there will be another one.
+            if self.active.as_ref() != Some(from) {
+                let text = format!("{}: {why}", describe(&work));
+                error(out, Some(name), format!("Failed: {text}"));
+                if let Some(ret) = self.returns.get_mut(name) {
+                    (ret.failed, ret.reclone_from) = (Some((text, now)), None);
+                }
+            }
+            return;
+        }
         let id = next(&mut self.epoch);
         let text = format!("{name} is to {}", describe(&work));
         decided(out, Some(name), id, text);
@@ -241,10 +284,11 @@ impl Core {
     /// It is ONLINE again: there is nothing left to tell but what was saved.
     pub(crate) fn is_back(&mut self, name: &HostName) {
         if let Some(ret) = self.returns.get_mut(name) {
-            (ret.mended, ret.acknowledged) = (None, None);
-            ret.past = ret.extras.take().or(ret.past.take());
-            if ret.past.is_none() {
+            let past = ret.extras.take().or(ret.past.take());
+            if past.is_none() {
                 self.returns.remove(name);
+            } else {
+                *ret = Return { past, ..Return::default() };
             }
         }
     }
@@ -256,7 +300,11 @@ impl Core {
     /// When time alone begins something.
     pub(crate) fn mend_deadlines(&self) -> impl Iterator<Item = (Millis, &'static str)> {
         let failed = self.returns.values().filter_map(|r| r.failed.as_ref());
-        failed.map(|(_, at)| (*at + SAVE_AGAIN, "a failed saving is tried again"))
+        let dead =
+            self.hosts.iter().filter(|(name, _)| self.is_unsettled(name)).filter_map(|(_, h)| h.facts.gone.as_ref());
+        failed
+            .map(|(_, at)| (*at + SAVE_AGAIN, "a failed saving is tried again"))
+            .chain(dead.map(|(at, _)| (*at + DEAD, "a server is surely dead")))
     }
 
     /// For `show`.
@@ -277,6 +325,11 @@ impl Core {
                 lines.push(format!("Warning: host {name}: failed: {why}"));
             } else if let Some(job) = ret.job() {
                 lines.push(format!("Host {name} is to {}: {}", describe(&job.work), ret.progress));
+            } else if let Some(from) = &ret.reclone_from {
+                lines.push(format!(
+                    "Host {name} is to throw its data away and copy those of {from}: waiting until what it has is known, or its server has been dead for {} s, and {from} is ONLINE",
+                    DEAD.as_secs()
+                ));
             }
         }
         lines
@@ -346,7 +399,14 @@ impl Core {
         if !self.agent_stays(now, name) {
             return Some(format!("Can't reach agent daemon on '{name}'! ({})", self.hosts.get(name)?.facts.link_down));
         }
-        let source = self.hosts.get(from)?;
+        self.unfit_source(now, from)
+    }
+
+    /// Why nobody may be copied from this host.
+    fn unfit_source(&self, now: Millis, from: &HostName) -> Option<String> {
+        let Some(source) = self.hosts.get(from) else {
+            return Some(format!("Host '{from}' is not in the configuration."));
+        };
         let current = self.active.as_ref() == Some(from) || source.compared == Compared::Subset;
         if source.status.state != HostState::Online || !current {
             return Some(format!(

@@ -152,6 +152,16 @@ impl Slot {
         }
     }
 
+    /// With whose vouches together the holder may go on, by each order that it may be acting on.
+    pub(crate) fn extending(&self) -> Vec<BTreeSet<HostName>> {
+        let own = self.state.live.iter().filter(|o| Some(&o.to) == self.state.holder.as_ref());
+        own.filter_map(|o| match &o.granters {
+            Granters::Known(granters) => Some(granters.clone()),
+            Granters::Unknown => None,
+        })
+        .collect()
+    }
+
     /// R11: hosts of whose orders nothing is known.
     pub(crate) fn unknown(&self) -> impl Iterator<Item = &HostName> {
         self.state.live.iter().filter(|o| o.granters == Granters::Unknown).map(|o| &o.to)

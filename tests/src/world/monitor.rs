@@ -46,6 +46,11 @@ impl World {
         self.monitor.is_some()
     }
 
+    /// SIGHUP, with the configuration as it was.
+    pub fn reload(&mut self) {
+        self.monitor_input(MonInput::Reload(Box::new(self.config.clone())));
+    }
+
     /// SIGSTOP, or a machine that stands still while its clock goes on.
     pub fn pause_monitor(&mut self) {
         self.monitor_stopped = self.monitor.is_some();

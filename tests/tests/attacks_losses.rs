@@ -1,0 +1,359 @@
+//! Attacks on the handling of data: rebuilding a host at the wrong moment or from the wrong source, throwing away what
+//! was not saved, calling rows unacknowledged that clients were told of, promoting who stopped fetching unseen, and
+//! turning without end (data-safety.md).
+
+use mmm_common::config::{Cluster, Monitor};
+use mmm_common::control::Command;
+use mmm_common::ids::HostName;
+use mmm_common::state::HostMode;
+use mmm_tests::world::{WRITER, World, config};
+
+const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
+
+fn cluster() -> World {
+    cluster_of(World::with(config(&HOSTS)))
+}
+
+/// All ONLINE, db1 writing.
+fn cluster_of(mut w: World) -> World {
+    w.run(2_500);
+    let names: Vec<HostName> = w.hosts.keys().cloned().collect();
+    for host in names {
+        set_online(&mut w, host.as_str());
+        w.run(2_000);
+    }
+    w.run(6_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    w
+}
+
+/// These are masters and may have the writer; `hosts` take part.
+fn masters(hosts: &[&str], masters: &[&str]) -> Monitor {
+    let mut c = config(hosts);
+    let Cluster { hosts, roles, .. } = &mut c.cluster;
+    for (name, host) in hosts {
+        host.mode = if masters.contains(&name.as_str()) { HostMode::Master } else { HostMode::Slave };
+    }
+    roles.get_mut(&"writer".into()).expect("the role").hosts = masters.iter().map(|m| (*m).into()).collect();
+    c
+}
+
+fn told(w: &World) -> String {
+    w.story.join("\n")
+}
+
+/// In how many lines of the story this stands.
+fn times(w: &World, text: &str) -> usize {
+    w.story.iter().filter(|line| line.contains(text)).count()
+}
+
+fn set_online(w: &mut World, host: &str) {
+    let answer = w.text(Command::SetOnline { host: host.into(), accept_lost: false });
+    assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
+}
+
+fn set_offline(w: &mut World, host: &str) {
+    let answer = w.text(Command::SetOffline { host: host.into() });
+    assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
+}
+
+fn reclone(w: &mut World, host: &str, from: &str) {
+    let answer = w.text(Command::Reclone { host: host.into(), from: from.into() });
+    assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
+}
+
+fn move_writer(to: &str, force: bool) -> Command {
+    Command::MoveRole { role: "writer".into(), host: to.into(), force }
+}
+
+#[track_caller]
+fn shows(w: &mut World, text: &str) {
+    let show = w.show();
+    assert!(show.contains(text), "'{text}' is not in\n{show}\n{}", told(w));
+}
+
+#[track_caller]
+fn shows_not(w: &mut World, text: &str) {
+    let show = w.show();
+    assert!(!show.contains(text), "'{text}' is in\n{show}\n{}", told(w));
+}
+
+/// db1's server ends with three rows that nobody else has, db2 takes over, db1's server is back.
+fn returned(mut w: World) -> World {
+    w.kill_server("db1");
+    *w.host("db1").server.executed.entry(1).or_insert(0) += 3;
+    w.run(2_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    w.start_server("db1");
+    w
+}
+
+// lessons.md 10
+#[test]
+fn a_host_whose_data_are_being_replaced_does_not_come_online_before_that_is_done() {
+    let mut w = cluster();
+    set_offline(&mut w, "db3");
+    w.run(1_000);
+    reclone(&mut w, "db3", "db1");
+    w.run(500);
+    let answer = w.text(Command::SetOnline { host: "db3".into(), accept_lost: false });
+    assert!(answer.starts_with("ERROR") && answer.contains("being replaced"), "{answer}\n{}", told(&w));
+    w.run(5_000);
+    set_online(&mut w, "db3");
+    w.run(1_000);
+    shows(&mut w, "db3(10.0.0.13) slave/ONLINE. Roles: reader");
+    let source = w.host("db3").server.source.clone();
+    assert_eq!(source, Some("db1".into()), "{}", told(&w));
+}
+
+#[test]
+fn auto_set_online_waits_for_the_end_of_a_copy() {
+    let mut c = config(&HOSTS);
+    c.auto_set_online = std::time::Duration::from_secs(3);
+    let mut w = cluster_of(World::with(c));
+    w.run(61_000);
+    // Given a host that is about to come back by itself, with the same data as the others.
+    w.crash_host("db3");
+    w.run(20_000);
+    w.boot_host("db3");
+    w.run(1_500);
+    shows(&mut w, "db3(10.0.0.13) slave/AWAITING_RECOVERY");
+    reclone(&mut w, "db3", "db1");
+    for _ in 0..15 {
+        w.run(100);
+        shows(&mut w, "db3(10.0.0.13) slave/AWAITING_RECOVERY");
+    }
+    w.run(10_000);
+    shows(&mut w, "db3(10.0.0.13) slave/ONLINE");
+}
+
+#[test]
+fn a_copy_that_fails_is_not_begun_again_by_itself() {
+    let mut w = cluster();
+    w.refuse_steps.insert(("db3".into(), "job"));
+    set_offline(&mut w, "db3");
+    w.run(1_000);
+    let saves = w.saves;
+    reclone(&mut w, "db3", "db1");
+    w.run(120_000);
+    assert_eq!(times(&w, "db3 is to throw its data away"), 1, "{}", told(&w));
+    assert!(w.saves - saves < 10, "{} saves", w.saves - saves);
+    shows(&mut w, "Warning: host db3: failed: throw its data away and copy those of db1");
+    w.refuse_steps.clear();
+    reclone(&mut w, "db3", "db1");
+    w.run(5_000);
+    set_online(&mut w, "db3");
+    shows_not(&mut w, "failed");
+}
+
+#[test]
+fn a_source_that_is_no_longer_fit_when_the_copy_is_to_begin_is_not_copied_from() {
+    let mut w = returned(cluster());
+    let saving = w.run_until(20_000, |w| times(w, "db1 is to save the transactions") > 0);
+    assert!(saving.is_some(), "{}", told(&w));
+    reclone(&mut w, "db1", "db3");
+    w.crash_host("db3");
+    w.run(20_000);
+    assert_eq!(times(&w, "db1 is to throw its data away"), 0, "{}", told(&w));
+    shows(
+        &mut w,
+        "Warning: host db1: failed: throw its data away and copy those of db3: Can't reach agent daemon and server on 'db3'",
+    );
+    reclone(&mut w, "db1", "db2");
+    w.run(20_000);
+    shows(&mut w, "db1(10.0.0.11) master/ONLINE");
+}
+
+#[test]
+fn what_cannot_be_seen_for_a_moment_is_not_thrown_away_unsaved() {
+    let mut w = returned(cluster());
+    let awaiting = w.run_until(20_000, |w| times(w, "'db1' changed from HARD_OFFLINE to AWAITING_RECOVERY") > 0);
+    assert!(awaiting.is_some(), "{}", told(&w));
+    // Given that db1's data are not compared yet, and that its agent starts anew and has not looked at the server.
+    w.stop_agent("db1");
+    w.run(500);
+    w.start_agent(&"db1".into());
+    let now = w.now;
+    w.host("db1").server.hung_since = Some(now);
+    w.run(300);
+    reclone(&mut w, "db1", "db2");
+    w.run(1_000);
+    w.host("db1").server.hung_since = None;
+    w.run(30_000);
+    let line = |text: &str| w.story.iter().position(|l| l.contains(text));
+    let (saved, thrown) = (line("db1 that others lack are saved there"), line("db1 is to throw its data away"));
+    assert!(saved.is_some() && thrown.is_some() && saved < thrown, "{}", told(&w));
+    shows(&mut w, "db1(10.0.0.11) master/ONLINE");
+}
+
+#[test]
+fn a_copy_that_was_asked_for_is_not_begun_on_a_host_that_has_come_online_meanwhile() {
+    let mut w = returned(cluster());
+    w.run(15_000);
+    w.text(Command::SetOnline { host: "db1".into(), accept_lost: true });
+    w.run(15_000);
+    shows(&mut w, "db1(10.0.0.11) master/ONLINE");
+    set_offline(&mut w, "db1");
+    w.run(1_000);
+    // Given that nothing is begun while the monitor's own network fails.
+    w.network = false;
+    w.run(1_100);
+    reclone(&mut w, "db1", "db2");
+    let answer = w.text(Command::SetOnline { host: "db1".into(), accept_lost: false });
+    w.network = true;
+    w.run(10_000);
+    if answer.starts_with("OK") {
+        assert_eq!(times(&w, "db1 is to throw its data away"), 0, "{}", told(&w));
+    } else {
+        assert!(answer.contains("being replaced"), "{answer}");
+        assert_eq!(times(&w, "db1 is to throw its data away"), 1, "{}", told(&w));
+    }
+}
+
+#[test]
+fn a_host_whose_data_are_being_replaced_has_no_part_in_a_failover() {
+    let mut w = cluster();
+    set_offline(&mut w, "db3");
+    w.run(1_000);
+    reclone(&mut w, "db3", "db2");
+    w.run(500);
+    w.kill_server("db1");
+    w.run(3_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    assert_eq!(times(&w, "db3: Task of epoch"), 0, "{}", told(&w));
+}
+
+// lessons.md 18: peers vouch for a writer that the monitor cannot reach: it writes on after the monitor's last word from it.
+#[test]
+fn a_candidate_that_stopped_fetching_while_only_peers_saw_the_writer_is_not_promoted() {
+    let mut w = cluster_of(World::with(config(&["db1", "db2"])));
+    w.unseen.insert("db1".into());
+    w.run(20_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    w.host("db2").server.io = false;
+    w.run(15_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    assert!(w.lost_on("db2") > 100);
+    w.crash_host("db1");
+    w.run(30_000);
+    assert_eq!(w.holders(WRITER), Vec::<&str>::new(), "{}", told(&w));
+    shows(&mut w, "db2 is not promoted: it had stopped fetching from db1");
+}
+
+#[test]
+fn rows_of_a_writer_that_was_not_heard_for_long_are_not_called_unacknowledged() {
+    let mut w = cluster();
+    w.semisync = true;
+    w.run(3_000);
+    shows(&mut w, "# Role writer is semi-synchronous");
+    // Given that only the peers see db1, and nobody knows whether its commits still wait.
+    w.unseen.insert("db1".into());
+    w.run(40_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    w.crash_host("db1");
+    w.run(20_000);
+    *w.host("db1").server.executed.entry(1).or_insert(0) += 3;
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    w.unseen.clear();
+    w.boot_host("db1");
+    w.run(20_000);
+    shows(&mut w, "host db1 has 3 transactions that the active master db2 lacks (lost");
+}
+
+#[test]
+fn rows_of_a_writer_without_a_replica_to_acknowledge_are_not_called_unacknowledged() {
+    let mut w = cluster();
+    w.semisync = true;
+    w.run(3_000);
+    shows(&mut w, "# Role writer is semi-synchronous");
+    w.host("db2").server.io = false;
+    // Commits wait, and stop waiting soon after the last that is heard of it.
+    w.run(9_000);
+    w.pause_agent("db1");
+    w.run(15_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    *w.host("db1").server.executed.entry(1).or_insert(0) += 3;
+    w.resume_agent("db1");
+    w.run(15_000);
+    shows(&mut w, "transactions that the active master db2 lacks (lost");
+}
+
+#[test]
+fn what_is_called_unacknowledged_is_only_what_was_so_at_that_failover() {
+    let mut w = cluster_of(World::with(masters(&HOSTS, &HOSTS)));
+    w.semisync = true;
+    w.run(3_000);
+    let mut w = returned(w);
+    w.run(15_000);
+    shows(&mut w, "host db1 has 3 transactions that the active master db2 lacks (unacknowledged");
+    // Given that db1 goes on fetching, and has what db3 lacks when that is made the writer.
+    w.semisync = false;
+    w.host("db3").server.io = false;
+    w.run(10_000);
+    w.crash_host("db2");
+    w.run(10_000);
+    w.command(move_writer("db3", true));
+    w.run(10_000);
+    assert_eq!(w.holders(WRITER), ["db3"], "{}", told(&w));
+    w.run(10_000);
+    shows(&mut w, "transactions that the active master db3 lacks");
+    shows_not(&mut w, "unacknowledged");
+}
+
+#[test]
+fn who_acknowledged_long_ago_does_not_stand_for_who_did_at_the_end() {
+    let mut w = cluster_of(World::with(masters(&["db1", "db2", "db3", "db4"], &["db1", "db2", "db3"])));
+    w.semisync = true;
+    w.run(3_000);
+    w.host("db2").server.io = false;
+    w.run(70_000);
+    w.crash_host("db3");
+    w.kill_server("db1");
+    w.run(20_000);
+    assert_eq!(w.holders(WRITER), Vec::<&str>::new(), "{}", told(&w));
+    shows(&mut w, "hosts that acknowledged");
+}
+
+// lessons.md 3
+#[test]
+fn a_third_master_takes_over_when_the_second_cannot_be_opened() {
+    let mut w = cluster_of(World::with(masters(&HOSTS, &HOSTS)));
+    w.refuse_steps.insert(("db2".into(), "writable"));
+    w.crash_host("db1");
+    w.run(40_000);
+    assert_eq!(w.holders(WRITER), ["db3"], "{}", told(&w));
+    assert_eq!(w.lost_on("db3"), 0, "{}", told(&w));
+}
+
+#[test]
+fn a_reload_in_the_middle_of_a_failover_forgets_nobody_who_has_more() {
+    let mut w = cluster();
+    w.host("db2").server.io = false;
+    w.run(1_500);
+    assert!(w.lost_on("db2") > 0);
+    w.kill_server("db1");
+    let begun = w.run_until(1_000, |w| times(w, "The writer goes from db1 to db2 without its help") > 0);
+    assert!(begun.is_some(), "{}", told(&w));
+    w.reload();
+    w.run(10_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    assert_eq!(w.lost_on("db2"), 0, "{}", told(&w));
+}
+
+// A hold, its retries and its end are counted: nothing turns without end.
+#[test]
+fn a_hold_is_quiet() {
+    let mut w = cluster();
+    w.host("db2").server.io = false;
+    w.refuse_sql("db3");
+    w.run(1_500);
+    w.kill_server("db1");
+    w.run(40_000);
+    let (lines, saves, ticks) = (w.story.len(), w.saves, w.ticks);
+    let epoch = w.saved().expect("saved").epoch;
+    w.run(300_000);
+    assert!(w.story.len() - lines < 150, "{} lines\n{}", w.story.len() - lines, told(&w));
+    assert!(w.saves - saves < 100, "{} saves", w.saves - saves);
+    assert!(w.saved().expect("saved").epoch.0 - epoch.0 < 60, "epochs");
+    assert!(w.ticks - ticks < 60_000, "{} ticks", w.ticks - ticks);
+}
