@@ -34,6 +34,8 @@ pub struct Cluster {
     pub on_drain_timeout: OnDrainTimeout,
     pub hang_timeout: Duration,
     pub restart_grace: Duration,
+    /// Both sides of semi-synchronous replication are switched as the roles move.
+    pub semisync: bool,
     /// An automatic failover without semi-synchronous replication in effect waits for the operator.
     pub require_semisync: bool,
     /// Slaves acknowledge too.
@@ -66,6 +68,7 @@ impl Cluster {
             on_drain_timeout: OnDrainTimeout::Hold,
             hang_timeout: Duration::from_secs(3),
             restart_grace: Duration::ZERO,
+            semisync: true,
             require_semisync: false,
             semisync_slaves: false,
             auto_reclone: false,
@@ -103,7 +106,7 @@ pub enum OnDrainTimeout {
 pub struct Host {
     pub ip: IpAddr,
     pub mode: HostMode,
-    /// The other master; masters only.
+    /// The other master; masters only, and where there are two.
     pub peer: Option<HostName>,
     pub cluster_interface: String,
     pub agent_port: u16,

@@ -35,6 +35,25 @@ impl Gtids {
         }
     }
 
+    /// How many transactions of `other` are not in `self` and never will be, since later ones of the same domain are.
+    /// MariaDB only: MySQL's sets show what is missing, and fetch it.
+    pub fn gone_past(&self, other: &Gtids) -> u64 {
+        match (self, other) {
+            (Gtids::MariaDb(a), Gtids::MariaDb(b)) => a.gone_past(b),
+            (Gtids::MySql(_), _) | (Gtids::MariaDb(_), Gtids::MySql(_)) => 0,
+        }
+    }
+
+    /// Everything of both; `self` when the two are of different dialects.
+    #[must_use]
+    pub fn union(self, other: &Gtids) -> Gtids {
+        match (self, other) {
+            (Gtids::MariaDb(a), Gtids::MariaDb(b)) => Gtids::MariaDb(a.union(b)),
+            (Gtids::MySql(a), Gtids::MySql(b)) => Gtids::MySql(a.union(b)),
+            (a @ Gtids::MariaDb(_), Gtids::MySql(_)) | (a @ Gtids::MySql(_), Gtids::MariaDb(_)) => a,
+        }
+    }
+
     /// Who has written anything in it; as in [`Gtids::missing_by_source`].
     pub fn sources(&self) -> BTreeSet<String> {
         let nothing = match self {

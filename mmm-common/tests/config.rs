@@ -232,6 +232,7 @@ fn every_option_is_taken_over() {
         hang_timeout = "4s"
         restart_grace = 5
         on_hang = "fence"
+        semisync = false
         require_semisync = true
         semisync_slaves = true
         auto_reclone = true
@@ -306,7 +307,7 @@ fn every_option_is_taken_over() {
     assert_eq!((cluster.move_grace, cluster.move_timeout, cluster.drain_timeout), (ms(0), ms(2500), ms(60_000)));
     assert_eq!(cluster.on_drain_timeout, OnDrainTimeout::Promote);
     assert_eq!((cluster.hang_timeout, cluster.restart_grace), (ms(4000), ms(5000)));
-    assert!(cluster.require_semisync && cluster.semisync_slaves && cluster.auto_reclone);
+    assert!(!cluster.semisync && cluster.require_semisync && cluster.semisync_slaves && cluster.auto_reclone);
     let db3 = &cluster.hosts[&HostName::from("db3")];
     assert_eq!((db3.agent_port, db3.mysql_port), (1, 2));
     assert_eq!(cluster.roles[&RoleName::from("writer")].prefer, Some(HostName::from("db1")));

@@ -93,7 +93,7 @@ fn what_a_replica_has_received_and_cannot_apply_is_a_reason_to_hold() {
     shows(&mut w, "db2 is not promoted");
     shows(&mut w, "db3 has received what nobody else has");
     w.command(move_writer(true));
-    w.run(5_000);
+    w.run(8_000);
     assert_eq!(w.holders(WRITER), ["db2"], "the operator may take the loss\n{}", told(&w));
 }
 
@@ -169,7 +169,7 @@ fn with_semi_sync_an_old_masters_extra_rows_are_told_to_be_unacknowledged() {
     let mut w = cluster();
     w.semisync = true;
     w.run(3_000);
-    shows(&mut w, "# Role writer is semi-synchronous: 1 replica of db1 acknowledge commits");
+    shows(&mut w, "# Role writer is semi-synchronous: 1 replica acknowledges commits of db1");
     let mut w = returned(w);
     shows(&mut w, "host db1 has 3 transactions that the active master db2 lacks (unacknowledged");
     let lost = w.text(Command::Lost { host: "db1".into() });

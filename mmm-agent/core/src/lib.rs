@@ -71,8 +71,9 @@ pub struct Core {
     /// The last one begun. On disk before it is begun.
     last_job: Epoch,
     job_to_start: bool,
-    /// This host acknowledges what it receives: a master always, a slave if so configured.
-    acknowledging: bool,
+    /// Whether this host is to acknowledge what it receives: a master always, a slave if so configured. None:
+    /// semi-synchronous replication is left as it is.
+    acknowledging: Option<bool>,
     /// The newest report that was answered; an order to an older one has been overtaken.
     answered: Option<Anchor>,
 
@@ -152,8 +153,10 @@ impl Core {
             job: None,
             last_job: saved.job,
             job_to_start: false,
-            acknowledging: cluster.hosts.get(&config.this).is_some_and(|h| h.mode == HostMode::Master)
-                || cluster.semisync_slaves,
+            acknowledging: cluster.semisync.then(|| {
+                let master = cluster.hosts.get(&config.this).is_some_and(|h| h.mode == HostMode::Master);
+                master || cluster.semisync_slaves
+            }),
             answered: None,
             server: ServerReport::unknown("not looked at yet"),
             died_at: None,

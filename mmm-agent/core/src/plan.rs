@@ -69,8 +69,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) rebuilding: bool,
     /// A task is under way.
     pub(crate) working: bool,
-    /// This host is to acknowledge what it receives.
-    pub(crate) acknowledging: bool,
+    /// Whether this host is to acknowledge what it receives; None: semi-synchronous replication is left as it is.
+    pub(crate) acknowledging: Option<bool>,
     /// The address of the active master's role.
     pub(crate) writer: Option<IpAddr>,
     pub(crate) under_way: &'a BTreeSet<Subject>,
@@ -182,13 +182,15 @@ impl Situation<'_> {
     /// the timeout without one. It stays on when that replica goes, so that an isolated writer acknowledges nothing alone
     /// for as long as the timeout lasts, and until the role has left (data-safety.md, "Semi-synchronous replication").
     fn semisync(&self) -> Vec<Step> {
-        let Some(now) = self.server.semisync.as_ref() else { return Vec::new() };
+        let (Some(now), Some(acknowledging)) = (self.server.semisync.as_ref(), self.acknowledging) else {
+            return Vec::new();
+        };
         if self.leaving || self.fitness != Fitness::Good || self.rebuilding || self.working {
             return Vec::new();
         }
         let mut steps = Vec::new();
-        if now.replica != self.acknowledging {
-            steps.push(Step::SemiSync { side: Side::Replica, on: self.acknowledging });
+        if now.replica != acknowledging {
+            steps.push(Step::SemiSync { side: Side::Replica, on: acknowledging });
         }
         let holds = self.writer.and_then(|ip| self.slots.get(&ip)).is_some_and(|s| s.present || s.hold.is_some());
         let writes = self.writing_right().is_some() && self.server.writing == Writing::Allowed;

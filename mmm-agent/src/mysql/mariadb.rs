@@ -29,28 +29,58 @@ pub(super) fn vitals(row: &Fields) -> Result<Vitals, Trouble> {
     let log_bin = is_on(row.text(&["log_bin"])?);
     let executed = gtids(state)?.union(&gtids(slave_pos)?);
     let known = log_bin || !slave_pos.is_empty();
+    let server_id = row.number(&["server_id"])?;
+    if let Some(why) = claims_more(server_id, state, slave_pos).filter(|_| log_bin) {
+        return Ok(Vitals {
+            writing: if is_on(row.text(&["read_only"])?) { Writing::ReadOnly } else { Writing::Allowed },
+            executed: None,
+            no_gtids: Some(why),
+            ex_master: true,
+        });
+    }
     Ok(Vitals {
         writing: if is_on(row.text(&["read_only"])?) { Writing::ReadOnly } else { Writing::Allowed },
         executed: known.then_some(Gtids::MariaDb(executed)),
         no_gtids: (!known).then(|| "log_bin is OFF: set log_bin, log_slave_updates and gtid_strict_mode=1".to_owned()),
-        ex_master: wrote_beyond(row.number(&["server_id"])?, state, slave_pos),
+        ex_master: wrote_beyond(server_id, state, slave_pos),
     })
+}
+
+/// The replication position names a transaction of the server's own that its binary log does not have: it has thrown it
+/// away (init_rpl_role=SLAVE), and fetches from after it. What it has executed is not known then.
+fn claims_more(server_id: u64, state: &str, slave_pos: &str) -> Option<String> {
+    let own = |text: &str| -> BTreeMap<u64, u64> {
+        parts(text).into_iter().filter(|(_, server, _)| *server == server_id).map(|(d, _, seq)| (d, seq)).collect()
+    };
+    let logged = own(state);
+    own(slave_pos).into_iter().find_map(|(domain, seq)| {
+        let last = logged.get(&domain).copied().unwrap_or_default();
+        (seq > last && last > 0).then(|| {
+            format!(
+                "its replication position is at {domain}-{server_id}-{seq}, a transaction of its own, but its binary log \
+                 ends with {domain}-{server_id}-{last}: what is between was thrown away at the start. STOP SLAVE, SET \
+                 GLOBAL gtid_slave_pos=@@gtid_binlog_pos, START SLAVE; or copy it anew"
+            )
+        })
+    })
+}
+
+/// domain, server and number of each.
+fn parts(text: &str) -> Vec<(u64, u64, u64)> {
+    text.split(',')
+        .filter_map(|g| {
+            let mut n = g.trim().split('-').map(str::parse::<u64>);
+            match (n.next(), n.next(), n.next()) {
+                (Some(Ok(domain)), Some(Ok(server)), Some(Ok(seq))) => Some((domain, server, seq)),
+                (..) => None,
+            }
+        })
+        .collect()
 }
 
 /// Whether the server's own transactions in `state` go beyond `slave_pos`: then it was a master, and its replication
 /// position must be moved forward before it follows anybody.
 fn wrote_beyond(server_id: u64, state: &str, slave_pos: &str) -> bool {
-    let parts = |text: &str| -> Vec<(u64, u64, u64)> {
-        text.split(',')
-            .filter_map(|g| {
-                let mut n = g.trim().split('-').map(str::parse::<u64>);
-                match (n.next(), n.next(), n.next()) {
-                    (Some(Ok(domain)), Some(Ok(server)), Some(Ok(seq))) => Some((domain, server, seq)),
-                    (..) => None,
-                }
-            })
-            .collect()
-    };
     let mut followed: BTreeMap<u64, u64> = BTreeMap::new();
     for (domain, _, seq) in parts(slave_pos) {
         let highest = followed.entry(domain).or_default();
@@ -100,6 +130,14 @@ mod tests {
         assert!(!wrote_beyond(1, "0-1-100,0-2-105", "0-2-105"));
         assert!(!wrote_beyond(3, "0-1-100,0-2-105", ""));
         assert!(wrote_beyond(1, "0-1-5,1-1-7", "0-2-9,1-2-6"), "every domain for itself");
+    }
+
+    #[test]
+    fn a_position_beyond_the_servers_own_binary_log_is_no_position() {
+        assert!(claims_more(1, "0-1-38502,0-2-300", "0-1-38504").unwrap().contains("ends with 0-1-38502"));
+        assert_eq!(claims_more(1, "0-1-38504,0-2-300", "0-1-38504"), None);
+        assert_eq!(claims_more(1, "0-1-38502", "0-2-38600"), None, "nothing of its own is claimed");
+        assert_eq!(claims_more(1, "", "0-1-38504"), None, "a copy, whose state is not completed yet");
     }
 
     #[test]

@@ -209,6 +209,11 @@ fn source_sql(word: &str, on: bool, now: SemiSync, fenced_within: Duration) -> S
     if on && !now.after_sync {
         sets.push(format!("GLOBAL rpl_semi_sync_{word}_wait_point=AFTER_SYNC"));
     }
+    if on {
+        // Else an isolated master falls back, and acknowledges alone, as soon as it notices that the replicas have gone.
+        let no_replica = if word == "source" { "replica" } else { "slave" };
+        sets.push(format!("GLOBAL rpl_semi_sync_{word}_wait_no_{no_replica}=1"));
+    }
     if on && Duration::from_millis(now.timeout_ms) <= fenced_within {
         let timeout = TIMEOUT.max(fenced_within + Duration::from_secs(1));
         sets.push(format!("GLOBAL rpl_semi_sync_{word}_timeout={}", timeout.as_millis()));
@@ -326,7 +331,10 @@ mod tests {
         let sql = source_sql("master", true, short, fenced);
         assert!(sql.contains("wait_point=AFTER_SYNC") && sql.contains("timeout=10000"), "{sql}");
         let enough = SemiSync { timeout_ms: 6501, after_sync: true, ..SemiSync::default() };
-        assert_eq!(source_sql("source", true, enough, fenced), "SET GLOBAL rpl_semi_sync_source_enabled=1");
+        assert_eq!(
+            source_sql("source", true, enough, fenced),
+            "SET GLOBAL rpl_semi_sync_source_wait_no_replica=1, GLOBAL rpl_semi_sync_source_enabled=1"
+        );
         let long = SemiSync { timeout_ms: 1, after_sync: true, ..SemiSync::default() };
         assert!(source_sql("source", true, long.clone(), 3 * fenced).contains("timeout=20500"));
         assert_eq!(source_sql("source", false, long, fenced), "SET GLOBAL rpl_semi_sync_source_enabled=0");

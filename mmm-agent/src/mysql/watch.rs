@@ -257,7 +257,12 @@ impl Sampler {
         match self.replication(sample.executed.as_ref(), patience).await {
             Ok(report) => {
                 self.last_status = report;
-                sample.replication = self.last_status.clone();
+                sample.replication = self.last_status.clone().map(|mut report| {
+                    if let Some(why) = vitals.no_gtids.as_ref().filter(|_| report.error.is_empty()) {
+                        report.error.clone_from(why);
+                    }
+                    report
+                });
             }
             Err(e) if e.is_answer() => sample.denied = Some(e.to_string()),
             Err(e) => {

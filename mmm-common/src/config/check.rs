@@ -209,6 +209,8 @@ fn peers(found: &mut Vec<Finding>, cluster: &Cluster, name: &HostName, host: &Ho
             let text = format!("'{name}' is a slave and has no peer: leave peer = \"{peer}\" out, or make it a master");
             return found.push(finding(about(name, "mode"), text));
         }
+        // More than two need none: all others replicate from the active one.
+        (HostMode::Master, None) if cluster.hosts.values().filter(|h| h.mode == HostMode::Master).count() > 2 => return,
         (HostMode::Master, None) => {
             let text = format!("'{name}' is a master without a peer: name the other master, as in peer = \"db2\"");
             return found.push(finding(about(name, "mode"), text));

@@ -97,6 +97,7 @@ options! {
     HANG_TIMEOUT: Duration = "hang_timeout", duration, Text("3s");
     RESTART_GRACE: Duration = "restart_grace", duration, Text("0s");
     ON_HANG: () = "on_hang", on_hang, Text("fence");
+    SEMISYNC: bool = "semisync", flag, Flag(true);
     REQUIRE_SEMISYNC: bool = "require_semisync", flag, Flag(false);
     SEMISYNC_SLAVES: bool = "semisync_slaves", flag, Flag(false);
     AUTO_RECLONE: bool = "auto_reclone", flag, Flag(false);
@@ -239,6 +240,7 @@ static TOP: &[&dyn Known] = &[
     &HANG_TIMEOUT,
     &RESTART_GRACE,
     &ON_HANG,
+    &SEMISYNC,
     &REQUIRE_SEMISYNC,
     &SEMISYNC_SLAVES,
     &AUTO_RECLONE,

@@ -202,6 +202,7 @@ impl Draft {
             on_drain_timeout: self.need(&top(), &opt::ON_DRAIN_TIMEOUT),
             hang_timeout: self.need(&top(), &opt::HANG_TIMEOUT),
             restart_grace: self.need(&top(), &opt::RESTART_GRACE),
+            semisync: self.need(&top(), &opt::SEMISYNC),
             require_semisync: self.need(&top(), &opt::REQUIRE_SEMISYNC),
             semisync_slaves: self.need(&top(), &opt::SEMISYNC_SLAVES),
             auto_reclone: self.need(&top(), &opt::AUTO_RECLONE),

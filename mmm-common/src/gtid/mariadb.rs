@@ -31,6 +31,18 @@ impl MariaGtids {
         self.missing_by_source(other).values().sum()
     }
 
+    /// Of how many of its servers' transactions some are missing here although others of the same domain, which came
+    /// after them in `other`, are here: within a domain everything is applied in order, so they will never come. A server
+    /// of which nothing at all is here tells nothing: its transactions may have come with a copy.
+    pub(super) fn gone_past(&self, other: &MariaGtids) -> u64 {
+        let last = |domain: u32| self.highest.iter().filter(|((d, _), _)| *d == domain).map(|(_, n)| *n).max();
+        let gaps = other.highest.iter().filter_map(|(key, theirs)| {
+            let mine = *self.highest.get(key)?;
+            (mine < *theirs && last(key.0).is_some_and(|last| *theirs < last)).then(|| theirs - mine)
+        });
+        gaps.sum()
+    }
+
     pub(super) fn missing_by_source(&self, other: &MariaGtids) -> BTreeMap<String, u64> {
         let rest = |key: &(u32, u32), seq: u64| seq.saturating_sub(self.highest.get(key).copied().unwrap_or(0));
         let all = other.highest.iter().map(|(key, seq)| (format!("{}-{}", key.0, key.1), rest(key, *seq)));
@@ -88,6 +100,16 @@ mod tests {
 
     fn missing(have: &str, want: &str) -> u64 {
         have.parse::<MariaGtids>().unwrap().missing(&want.parse().unwrap())
+    }
+
+    #[test]
+    fn what_was_gone_past_is_told_from_what_is_still_to_come() {
+        let gone = |mine: &str, theirs: &str| mine.parse::<MariaGtids>().unwrap().gone_past(&theirs.parse().unwrap());
+        assert_eq!(gone("0-1-38502,0-2-39000", "0-1-38504,0-2-39000"), 2, "0-2-39000 was applied without them");
+        assert_eq!(gone("0-1-38502", "0-1-38504"), 0, "they come next");
+        assert_eq!(gone("0-1-38502,0-2-38400", "0-1-38504,0-2-39000"), 0);
+        assert_eq!(gone("0-2-39000", "0-1-38504,0-2-39000"), 0, "a copy");
+        assert_eq!(gone("0-1-5,1-2-90", "0-1-7,1-2-90"), 0, "every domain for itself");
     }
 
     #[test]

@@ -6,7 +6,8 @@ use crate::states::Compared;
 use crate::{Core, error, info, warn};
 use mmm_common::control::{Answer, CheckLine, Command, Show, ShowHost, ShowRole};
 use mmm_common::ids::{HostName, Millis, RoleName};
-use mmm_common::state::{CheckKind, HostState, MonitorMode, RoleMode};
+use mmm_common::order::ReplicationOrder;
+use mmm_common::state::{CheckKind, CheckResult, HostState, MonitorMode, RoleMode};
 use std::net::IpAddr;
 
 /// An answer now, or later (a move of the writer).
@@ -144,6 +145,11 @@ impl Core {
                     "The {n} transactions that only '{name}' has are discarded, after saving them. It comes ONLINE by itself when that is done. Look at 'show' for how far it is."
                 ));
             }
+            (Compared::Lacks(n), Some(active)) => {
+                return refused(format!(
+                    "Host '{name}' lacks {n} transactions of the active master '{active}' and has gone past them, so they will never come. Use reclone {name} --from {active}."
+                ));
+            }
             (Compared::Open, Some(active))
                 if host.facts.executed().is_some()
                     && self.agent_answers(now, active)
@@ -154,10 +160,24 @@ impl Core {
                     "Host '{name}' is still being compared with the active master '{active}'. Try again in some seconds."
                 ));
             }
-            (Compared::Open | Compared::Extra(_) | Compared::Subset | Compared::Needless, _) => {}
+            (Compared::Open, Some(active))
+                if host.facts.executed().is_none() && self.uses_gtids(active) && active != name =>
+            {
+                let why =
+                    host.facts.report.as_ref().and_then(|r| r.server.replication.as_ref()).map(|r| r.error.as_str());
+                return refused(format!(
+                    "Host '{name}' cannot be compared with the active master '{active}': {}",
+                    why.filter(|e| !e.is_empty()).unwrap_or("its position is not known")
+                ));
+            }
+            (Compared::Open | Compared::Extra(_) | Compared::Lacks(_) | Compared::Subset | Compared::Needless, _) => {}
         }
         self.set_state(now, name, HostState::Online, "by the operator", out);
         done(format!("State of '{name}' changed to ONLINE. Now you can wait some time and check its new roles!"))
+    }
+
+    fn uses_gtids(&self, name: &HostName) -> bool {
+        self.hosts.get(name).is_some_and(|h| h.facts.executed().is_some())
     }
 
     fn set_offline(&mut self, now: Millis, name: &HostName, out: &mut Vec<Output>) -> Outcome {
@@ -342,15 +362,28 @@ impl Core {
         for (name, h) in self.hosts.iter().filter(|(name, _)| host.as_ref().is_none_or(|only| only == *name)) {
             for (kind, fact) in h.facts.checks.iter().filter(|(kind, _)| check.is_none_or(|only| only == **kind)) {
                 let ago = now.since(fact.changed).as_millis();
+                let detached = *kind == CheckKind::RepThreads && self.is_detached(name) && !fact.result.is_ok();
+                let result = if detached {
+                    CheckResult::Ok("The active master fetches from nobody".to_owned())
+                } else {
+                    fact.result.clone()
+                };
                 checks.push(CheckLine {
                     host: name.clone(),
                     check: *kind,
                     changed_ms_ago: u64::try_from(ago).unwrap_or(u64::MAX),
-                    result: fact.result.clone(),
+                    result,
                 });
             }
         }
         Outcome::Now(Answer::Checks { checks })
+    }
+
+    /// It was told not to fetch, and its SQL thread runs: nothing is wrong with its replication.
+    fn is_detached(&self, name: &HostName) -> bool {
+        let told = self.sent.get(name).is_some_and(|o| o.replication == ReplicationOrder::Detached);
+        let replication = self.hosts.get(name).and_then(|h| h.facts.report.as_ref()?.server.replication.as_ref());
+        told && replication.is_some_and(|r| !r.io_running && r.sql_running && r.error.is_empty())
     }
 
     fn show(&self, now: Millis) -> Show {
@@ -423,9 +456,11 @@ impl Core {
         let facts = &self.hosts.get(writer)?.facts;
         let state = match facts.semisync.as_ref().map(|s| (s, s.in_effect(self.config.cluster.fenced_within()))) {
             Some((s, Ok(()))) => {
-                let replicas =
-                    if s.replicas == 1 { "1 replica".to_owned() } else { format!("{} replicas", s.replicas) };
-                format!("semi-synchronous: {replicas} of {writer} acknowledge commits")
+                let who = match s.replicas {
+                    1 => "1 replica acknowledges".to_owned(),
+                    n => format!("{n} replicas acknowledge"),
+                };
+                format!("semi-synchronous: {who} commits of {writer}")
             }
             Some((_, Err(why))) => format!("ASYNC, a failover can lose acknowledged commits of {writer}: {why}"),
             None => {

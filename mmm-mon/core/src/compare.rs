@@ -2,9 +2,9 @@
 
 use crate::io::Output;
 use crate::states::Compared;
-use crate::{Core, error, info};
+use crate::{Core, Host, error, info};
 use mmm_common::ids::{HostName, Millis};
-use mmm_common::state::HostState;
+use mmm_common::state::{HostMode, HostState};
 use std::time::Duration;
 
 /// A host's data are called extra only if the active master still lacks them after this long: both sides' positions
@@ -20,19 +20,45 @@ impl Core {
         }
     }
 
+    /// A MariaDB that was started with init_rpl_role=SLAVE and goes on fetching from after what it has thrown away looks
+    /// well and lacks it for ever (tried, 10.11 and 11.8). Of masters only: they log all that they apply.
+    pub(crate) fn find_holes(&mut self, out: &mut Vec<Output>) {
+        let Some(active) = self.active.clone() else { return };
+        let Some(there) = self.hosts.get(&active).and_then(|h| h.facts.executed().cloned()) else { return };
+        let masters = &self.config.cluster.hosts;
+        for (name, host) in self.hosts.iter_mut().filter(|(name, _)| **name != active) {
+            if masters.get(name).is_none_or(|h| h.mode != HostMode::Master) || host.facts.link.is_none() {
+                continue;
+            }
+            let n = host.facts.executed().map_or(0, |here| here.gone_past(&there));
+            match host.compared {
+                Compared::Lacks(_) if n == 0 => host.compared = Compared::Open,
+                Compared::Lacks(before) if before == n => {}
+                Compared::Subset | Compared::Open | Compared::Lacks(_) if n > 0 => {
+                    host.compared = Compared::Lacks(n);
+                    let text = format!(
+                        "{name} lacks {n} transactions of the active master {active} and has gone past them: they will never come, and it stays out until it is copied anew (reclone {name} --from {active})"
+                    );
+                    error(out, Some(name), text);
+                }
+                Compared::Subset | Compared::Open | Compared::Lacks(_) | Compared::Extra(_) | Compared::Needless => {}
+            }
+        }
+    }
+
     /// Compares every host's data with the active master's, until they are known to be a part of them.
     pub(crate) fn compare(&mut self, now: Millis, out: &mut Vec<Output>) {
         let Some(active) = self.active.clone() else { return };
         let Some(at_active) = self.hosts.get(&active).filter(|h| h.facts.link.is_some()) else { return };
         let heard_active = at_active.facts.heard;
         let Some(there) = at_active.facts.executed().cloned() else { return };
-        for (name, host) in self.hosts.iter_mut().filter(|(name, h)| **name != active && h.compared != Compared::Subset)
-        {
+        let known = |h: &Host| matches!(h.compared, Compared::Subset | Compared::Lacks(_));
+        for (name, host) in self.hosts.iter_mut().filter(|(name, h)| **name != active && !known(h)) {
             if host.facts.link.is_none() || host.status.state == HostState::HardOffline {
                 continue;
             }
             // While it may still be written to (or a statement may still be inside it), more can come.
-            let Some(here) = host.facts.executed_for_good().cloned() else { continue };
+            let Some(here) = host.facts.has_for_good() else { continue };
             let (sample, at) = host.sample.get_or_insert_with(|| (here.clone(), now));
             let verdict = match there.missing(sample) {
                 Some(0) => Compared::Subset,
@@ -59,7 +85,7 @@ impl Core {
                         "{name} has {n} transactions that the active master {active} lacks: it stays out until they are saved and it is re-cloned, or they are undone"
                     ),
                 ),
-                Compared::Open | Compared::Needless => {}
+                Compared::Open | Compared::Needless | Compared::Lacks(_) => {}
             }
         }
     }

@@ -65,6 +65,9 @@ pub(crate) struct HostFacts {
     pub(crate) vouched: BTreeMap<HostName, Millis>,
     /// How many replicas that acknowledge were attached at most within `ATTACHED_FOR`, and when there were so many last.
     pub(crate) attached: (u64, Millis),
+    /// Everything that it was ever said to have received, since the writer last moved: a relay log can be thrown away by a
+    /// START in the wrong order, and nobody tells.
+    pub(crate) received_once: Option<Gtids>,
     /// What its server had executed, as last told while it could be written to.
     pub(crate) last_executed: Option<Gtids>,
 }
@@ -91,6 +94,7 @@ impl HostFacts {
             semisync_at: now,
             vouched: BTreeMap::new(),
             attached: (0, now),
+            received_once: None,
             last_executed: None,
         }
     }
@@ -139,6 +143,10 @@ impl HostFacts {
             }
             self.last_executed.clone_from(&report.server.executed);
         }
+        if let Some(received) = report.server.replication.as_ref().and_then(|r| r.received.as_ref()) {
+            let all = self.received_once.take().map_or_else(|| received.clone(), |all| all.union(received));
+            self.received_once = Some(all);
+        }
         if let Some(r) = report.server.replication.as_ref().filter(|r| r.io_running) {
             self.replicating = Some((now, r.source.clone()));
         }
@@ -151,6 +159,19 @@ impl HostFacts {
         for kind in [CheckKind::Ping, CheckKind::Mysql] {
             if let Some(fact) = self.checks.get_mut(&kind).filter(|fact| fact.verdict == Verdict::Good) {
                 fact.last_good = now;
+            }
+        }
+    }
+
+    /// Replication trouble on the active master moves nothing, and that one may have been told not to fetch: once another
+    /// host is active, its checks have a trap_period to get well.
+    pub(crate) fn excuse_replication(&mut self, now: Millis) {
+        for kind in [CheckKind::RepThreads, CheckKind::RepBacklog] {
+            if let Some(fact) = self.checks.get_mut(&kind).filter(|fact| !fact.result.is_ok()) {
+                fact.last_good = now;
+                if fact.verdict == Verdict::Bad {
+                    fact.verdict = Verdict::Unknown;
+                }
             }
         }
     }
@@ -221,8 +242,15 @@ impl HostFacts {
 
     /// What it has executed, once nothing but replication can add to it: read_only waits for commits under way, so a
     /// position read with it on has everything that clients had written (a hung server that wakes goes on with them).
-    pub(crate) fn executed_for_good(&self) -> Option<&Gtids> {
-        self.executed().filter(|_| self.report.as_ref().is_some_and(|r| r.server.writing == Writing::ReadOnly))
+    /// What it has received counts too: that will be applied.
+    pub(crate) fn has_for_good(&self) -> Option<Gtids> {
+        let server = self.report.as_ref().map(|r| &r.server).filter(|s| s.writing == Writing::ReadOnly)?;
+        let executed = server.executed.clone()?;
+        let received = server.replication.as_ref().and_then(|r| r.received.as_ref());
+        Some(match received {
+            Some(received) => executed.union(received),
+            None => executed,
+        })
     }
 
     pub(crate) fn executed(&self) -> Option<&Gtids> {

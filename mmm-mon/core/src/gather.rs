@@ -150,6 +150,15 @@ impl Gathering {
         if !stuck.is_empty() {
             return Next::Hold(stuck.join("; "));
         }
+        for host in asked.iter().copied() {
+            let once = scene.hosts.get(host).and_then(|h| h.received_once);
+            let gone = once.map_or(0, |once| self.of_masters(mine, once));
+            if gone > 0 {
+                return Next::Hold(format!(
+                    "{host} had received {gone} transactions which are nowhere now: its relay log was thrown away before they were applied"
+                ));
+            }
+        }
         if let Some(why) = self.stale.as_ref().filter(|_| !self.fresh.iter().any(|f| asked.contains(f))) {
             return Next::Hold(why.clone());
         }
@@ -161,6 +170,15 @@ impl Gathering {
             ));
         }
         Next::Grant
+    }
+}
+
+impl Gathering {
+    /// How many transactions in `theirs` are not in `mine`, less those that never were on a master.
+    fn of_masters(&self, mine: &Gtids, theirs: &Gtids) -> u64 {
+        let known = self.old.as_ref().map(Gtids::sources);
+        let beyond = mine.missing_by_source(theirs).into_iter();
+        beyond.filter(|(source, _)| known.as_ref().is_none_or(|known| known.contains(source))).map(|(_, n)| n).sum()
     }
 }
 

@@ -29,6 +29,8 @@ const SLACK: Duration = Duration::from_secs(2);
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
 /// kill_host_bin is tried again after this long, while nothing else helps.
 const KILL_AGAIN: Duration = Duration::from_secs(30);
+/// With --force others have this long to tell what they have.
+const FORCED_WITHIN: Duration = Duration::from_secs(5);
 /// "Nearly caught up": the target may be this far behind when the old master is closed.
 const NEAR: Duration = Duration::from_millis(500);
 
@@ -119,6 +121,8 @@ pub(crate) struct HostView<'a> {
     pub(crate) attached: u64,
     /// What its server had executed, as last told while it could be written to.
     pub(crate) last_executed: Option<&'a Gtids>,
+    /// Everything that it was ever said to have received, since the writer last moved.
+    pub(crate) received_once: Option<&'a Gtids>,
     /// It is one of those that acknowledge.
     pub(crate) acknowledges: bool,
 }
@@ -229,7 +233,10 @@ impl Handover {
             Phase::Nearing { since, .. } => Some((*since + cluster.drain_timeout, "waiting to be near has its end")),
             Phase::Quiescing { since, .. } => Some((*since + quiesce_limit(cluster), "quiescing has its end")),
             Phase::CatchingUp { since, .. } => Some((*since + cluster.move_timeout + SLACK, "catching up has its end")),
-            Phase::Draining { since, .. } | Phase::Gathering { since, .. } | Phase::Fetching { since, .. } => {
+            Phase::Gathering { since, .. } => {
+                Some((*since + self.patience(cluster), "others have had their time to tell"))
+            }
+            Phase::Draining { since, .. } | Phase::Fetching { since, .. } => {
                 Some((*since + cluster.drain_timeout + SLACK, "draining has its end"))
             }
             Phase::Holding { since, .. } => Some((*since + DRAIN_AGAIN, "draining is tried again")),
@@ -339,6 +346,7 @@ impl Handover {
             Phase::CatchingUp { to, task, since, .. } => match outcome_of(scene, to.host(), task) {
                 Some(TaskOutcome::Done { .. }) => {
                     turn.decided(format!("{} has everything: {} lets go", to.host(), self.old_master()));
+                    self.failed_at = Some(now);
                     self.release(turn);
                     self.phase = Phase::Fencing { to, in_step: true };
                 }
@@ -379,9 +387,8 @@ impl Handover {
                     self.retarget(scene, to.host(), turn);
                     return;
                 }
-                let late = now.since(since) >= turn.cluster.drain_timeout + SLACK;
+                let late = now.since(since) >= self.patience(turn.cluster);
                 match gather.next(scene, to.host(), position.as_ref(), task, late) {
-                    _ if self.force => self.grant(scene, &to, turn),
                     Next::Wait(text) => turn.waits(text),
                     Next::Fetch { from, position } => {
                         let id = turn.next();
@@ -389,7 +396,7 @@ impl Handover {
                         turn.decided(format!("{} fetches from {from} what only that has, up to {position}", to.host()));
                         self.phase = Phase::Fetching { to, from, position, task: id, drain: task, since: now, gather };
                     }
-                    Next::Hold(why) => self.incomplete(scene, to, why, turn),
+                    Next::Hold(why) => self.incomplete(scene, to, why, self.force, turn),
                     Next::Grant => self.grant(scene, &to, turn),
                 }
             }
@@ -405,11 +412,11 @@ impl Handover {
                     }
                     Some(TaskOutcome::Failed { why }) => {
                         let why = format!("what only {from} has could not be fetched: {why}");
-                        self.incomplete(scene, to, why, turn);
+                        self.incomplete(scene, to, why, self.force, turn);
                     }
                     Some(TaskOutcome::Running) | None if now.since(since) >= turn.cluster.drain_timeout + SLACK => {
                         let why = format!("what only {from} has was not fetched in time");
-                        self.incomplete(scene, to, why, turn);
+                        self.incomplete(scene, to, why, self.force, turn);
                     }
                     Some(TaskOutcome::Running) | None => {
                         turn.waits(format!("{} fetches from {from} what only that has", to.host()));
@@ -659,7 +666,7 @@ impl Handover {
                 self.phase = Phase::Fencing { to: back, in_step: false };
             }
             Ok(_) => {
-                let gather = Gathering::begin(scene, turn.cluster, to.host(), self.from.as_ref(), self.failed_at);
+                let gather = Gathering::begin(scene, turn.cluster, to.host(), self.wrote_last(scene), self.failed_at);
                 let why =
                     gather.hopeless().map(str::to_owned).or_else(|| self.asks_for_semisync(scene, to.host(), turn));
                 if let Some(why) = why.filter(|_| !self.force) {
@@ -675,6 +682,17 @@ impl Handover {
         }
     }
 
+    /// Whose data the successor has to have. A host that was given the writer and never opened has written nothing.
+    fn wrote_last<'a>(&'a self, scene: &Scene<'a>) -> Option<&'a HostName> {
+        scene.active.or(self.from.as_ref())
+    }
+
+    /// How long other replicas may take to tell what they have. Who has said --force waits for nobody for long.
+    fn patience(&self, cluster: &Cluster) -> Duration {
+        let limit = cluster.drain_timeout + SLACK;
+        if self.force { limit.min(FORCED_WITHIN) } else { limit }
+    }
+
     fn is_back(&self, scene: &Scene<'_>, to: &Eligible) -> Option<Eligible> {
         let from = self.from.as_ref().filter(|_| !self.asked_for)?;
         scene.wish.host.clone().filter(|wished| wished.host() == from && wished != to)
@@ -682,11 +700,10 @@ impl Handover {
 
     /// require_semisync: an automatic failover that may lose acknowledged writes is for an operator to ask for.
     fn asks_for_semisync(&self, scene: &Scene<'_>, to: &HostName, turn: &Turn<'_>) -> Option<String> {
-        let from = self.from.as_ref().filter(|from| *from != to)?;
+        let from = self.wrote_last(scene).filter(|from| *from != to)?;
         let why = self.unsecured(scene, from, turn.cluster)?;
-        (turn.cluster.require_semisync && !self.asked_for).then(|| {
-            format!("require_semisync is set, and {why}: acknowledged writes of {from} may be lost. move_role promotes it all the same")
-        })
+        (turn.cluster.require_semisync && !self.asked_for)
+            .then(|| format!("require_semisync is set, and {why}: acknowledged writes of {from} may be lost"))
     }
 
     /// Why what the old master had acknowledged need not be on a replica.
@@ -713,12 +730,13 @@ impl Handover {
     }
 
     fn drain_failed(&mut self, scene: &Scene<'_>, to: Eligible, why: String, turn: &mut Turn<'_>) {
-        self.incomplete(scene, to, format!("it could not apply everything it has received: {why}"), turn);
+        let anyway = self.force || turn.cluster.on_drain_timeout == OnDrainTimeout::Promote;
+        self.incomplete(scene, to, format!("it could not apply everything it has received: {why}"), anyway, turn);
     }
 
     /// The candidate lacks, or may lack, something.
-    fn incomplete(&mut self, scene: &Scene<'_>, to: Eligible, why: String, turn: &mut Turn<'_>) {
-        if self.force || turn.cluster.on_drain_timeout == OnDrainTimeout::Promote {
+    fn incomplete(&mut self, scene: &Scene<'_>, to: Eligible, why: String, anyway: bool, turn: &mut Turn<'_>) {
+        if anyway {
             let by = if self.force { "the operator's --force" } else { "on_drain_timeout = promote" };
             turn.decided(format!("{} is promoted by {by}, although {why}", to.host()));
             self.short_of = Some(why);
@@ -747,9 +765,10 @@ impl Handover {
         turn.decided(format!("The writer is given to {} ({})", to.host(), self.why));
         if !self.in_step {
             let short = self.short_of.take().or_else(|| self.force.then(|| "it was promoted by --force".to_owned()));
-            let why = short.or_else(|| self.unsecured(scene, self.from.as_ref()?, turn.cluster));
+            let from = self.wrote_last(scene).cloned();
+            let why = short.or_else(|| self.unsecured(scene, from.as_ref()?, turn.cluster));
             let acknowledged = why.map_or(Acknowledged::None, |why| Acknowledged::Perhaps { why });
-            turn.events.push(Event::FailedOver { from: self.from.clone(), to: to.host().clone(), acknowledged });
+            turn.events.push(Event::FailedOver { from, to: to.host().clone(), acknowledged });
         }
         self.phase = Phase::Opening { to: to.host().clone(), since: scene.now };
     }

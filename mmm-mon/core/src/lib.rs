@@ -168,9 +168,13 @@ impl Core {
         }
         self.notice_a_return(now, out);
         self.excuse_unreachable(now);
+        if let Some(active) = self.active.as_ref().and_then(|a| self.hosts.get_mut(a)) {
+            active.facts.excuse_replication(now);
+        }
         let config = &self.config;
         self.hosts.values_mut().for_each(|h| h.facts.judge(now, config));
         self.compare(now, out);
+        self.find_holes(out);
         self.mend(now, out);
         self.find_contested(now, out);
         self.find_holders();
@@ -498,9 +502,11 @@ impl Core {
     fn view<'a>(&'a self, now: Millis, name: &HostName) -> Option<View<'a>> {
         let host = self.hosts.get(name)?;
         let configured = self.config.cluster.hosts.get(name)?;
+        // Whom it replicates from.
+        let other = self.active.as_ref().filter(|active| *active != name);
         let peer = match configured.mode {
-            HostMode::Master => configured.peer.as_ref(),
-            HostMode::Slave => self.active.as_ref(),
+            HostMode::Master => other.or(configured.peer.as_ref()),
+            HostMode::Slave => other,
         };
         let facts = &host.facts;
         Some(View {
@@ -625,7 +631,7 @@ impl Core {
         for name in hosts {
             let Some(host) = self.hosts.get(name) else { continue };
             let troubled = matches!(host.status.state, HostState::ReplicationDelay | HostState::ReplicationFail)
-                && !matches!(host.compared, Compared::Extra(_));
+                && !matches!(host.compared, Compared::Extra(_) | Compared::Lacks(_));
             all.extend(Eligible::if_fit(name, troubled, self.agent_stays(now, name), host.facts.server_alive()));
         }
         all
@@ -752,6 +758,7 @@ impl Core {
                     semisync_at: host.facts.semisync_at,
                     attached: host.facts.attached.0,
                     last_executed: host.facts.last_executed.as_ref(),
+                    received_once: host.facts.received_once.as_ref(),
                     acknowledges: config.cluster.semisync_slaves
                         || config.cluster.hosts.get(name).is_some_and(|h| h.mode == HostMode::Master),
                 };
@@ -827,6 +834,7 @@ impl Core {
                     host.sample = None;
                     host.facts.replicating = host.facts.replicating.take().filter(|_| in_step);
                 }
+                self.hosts.values_mut().for_each(|h| h.facts.received_once = None);
                 self.active = Some(to);
                 if let Some(ip) = self.writer_ip() {
                     // The wish has come true; it must not call the role back after a failover.

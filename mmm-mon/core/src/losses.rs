@@ -167,6 +167,7 @@ impl Core {
                 if !matches!(job.work, JobWork::Save { .. }) {
                     (ret.accepted, ret.reclone_from) = (None, None);
                     (host.compared, host.sample) = (Compared::Open, None);
+                    host.facts.received_once = None;
                 }
             }
             JobState::Failed { why } => {
@@ -189,6 +190,10 @@ impl Core {
     fn begin_what_is_due(&mut self, now: Millis, name: &HostName, out: &mut Vec<Output>) {
         let Some(host) = self.hosts.get(name) else { return };
         let extra = matches!(host.compared, Compared::Extra(_));
+        let lacks = matches!(host.compared, Compared::Lacks(_));
+        if lacks {
+            self.returns.entry(name.clone()).or_default();
+        }
         if let Compared::Extra(n) = host.compared {
             let ret = self.returns.entry(name.clone()).or_default();
             if ret.saved_for != n && ret.job.is_none() {
@@ -216,7 +221,7 @@ impl Core {
             Some(JobWork::Reclone { from: from.clone() })
         } else if extra && ret.accepted.is_some() {
             compared.map(|(having, lacking)| JobWork::Undo { having, lacking })
-        } else if extra && accepted {
+        } else if (extra && accepted) || (lacks && self.config.cluster.auto_reclone) {
             active.map(|from| JobWork::Reclone { from })
         } else {
             None
@@ -320,6 +325,19 @@ impl Core {
                     "Warning: host {name} has {n} transactions that the active master {active} lacks ({class}). Look at 'lost {name}'"
                 ));
             }
+            if let (Compared::Lacks(n), Some(active)) = (host.compared, &self.active) {
+                lines.push(format!(
+                    "Warning: host {name} lacks {n} transactions of the active master {active} and has gone past them. Use reclone {name} --from {active}"
+                ));
+            }
+            let server = host.facts.report.as_ref().map(|r| &r.server).filter(|s| s.executed.is_none());
+            let unclear = server.and_then(|s| s.replication.as_ref()).filter(|r| !r.error.is_empty());
+            if let Some(replication) = unclear.filter(|_| host.status.state == HostState::AwaitingRecovery) {
+                lines.push(format!(
+                    "Warning: host {name} cannot be compared with the active master: {}",
+                    replication.error
+                ));
+            }
             let Some(ret) = ret else { continue };
             if let Some((why, _)) = &ret.failed {
                 lines.push(format!("Warning: host {name}: failed: {why}"));
@@ -341,7 +359,7 @@ impl Core {
         let ret = self.returns.get(name);
         let now_extra = match host.map(|h| h.compared) {
             Some(Compared::Extra(n)) => Some(n),
-            Some(Compared::Needless | Compared::Open | Compared::Subset) | None => None,
+            Some(Compared::Needless | Compared::Open | Compared::Lacks(_) | Compared::Subset) | None => None,
         };
         let extras = ret.and_then(|r| r.extras.as_ref().or(r.past.as_ref().filter(|_| now_extra.is_none())));
         let state = match (now_extra, extras) {

@@ -7,6 +7,7 @@ use crate::slot::Slot;
 use crate::states::Compared;
 use crate::{Core, Host};
 use mmm_common::epoch::Anchor;
+use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{AddressOrder, Job, Order, ReplicationOrder};
 use mmm_common::state::HostState;
@@ -90,20 +91,27 @@ impl Core {
         let Some(active) = self.active.as_ref().filter(|a| self.writer_holder() == Some(*a)) else {
             return ReplicationOrder::Keep;
         };
+        // A MariaDB master that fetches gets its own transactions back, and its replication position goes ahead of what it
+        // has committed: after a crash it would go on from there and lack what it has thrown away (tried, 10.11 and 11.8).
+        if name == active && matches!(host.facts.executed(), Some(Gtids::MariaDb(_))) {
+            return ReplicationOrder::Detached;
+        }
         if name == active {
             let peer = self.config.cluster.hosts.get(name).and_then(|h| h.peer.as_ref());
             let Some(peer) = peer else { return ReplicationOrder::Keep };
             return match self.hosts.get(peer).map(|h| (h.status.state, h.compared)) {
                 Some((HostState::HardOffline, _)) | None => ReplicationOrder::Keep,
                 Some((_, Compared::Subset)) => ReplicationOrder::Follow { host: peer.clone() },
-                Some((_, Compared::Extra(_))) => ReplicationOrder::Detached,
+                Some((_, Compared::Extra(_) | Compared::Lacks(_))) => ReplicationOrder::Detached,
                 Some((_, Compared::Open | Compared::Needless)) => ReplicationOrder::Keep,
             };
         }
         match (host.status.state, host.compared) {
             (HostState::HardOffline, _) => ReplicationOrder::Keep,
             (_, Compared::Subset) => ReplicationOrder::Follow { host: active.clone() },
-            (_, Compared::Open | Compared::Needless | Compared::Extra(_)) => ReplicationOrder::Keep,
+            (_, Compared::Open | Compared::Needless | Compared::Extra(_) | Compared::Lacks(_)) => {
+                ReplicationOrder::Keep
+            }
         }
     }
 }

@@ -70,6 +70,8 @@ pub(crate) enum Compared {
     Subset,
     /// It has so many transactions that the active master lacks.
     Extra(u64),
+    /// It has gone past so many transactions of the active master's without having them: they will never come.
+    Lacks(u64),
 }
 
 /// Everything that a rule may look at.
@@ -116,7 +118,10 @@ pub(crate) const RULES: &[Rule] = &[
         to: AwaitingRecovery,
         when: |v| match v.compared {
             Compared::Extra(n) if !v.is_active_master => Some(format!("(it has {n} transactions that others lack)")),
-            Compared::Extra(_) | Compared::Needless | Compared::Open | Compared::Subset => None,
+            Compared::Lacks(n) if !v.is_active_master => {
+                Some(format!("(it lacks {n} transactions that it has gone past)"))
+            }
+            Compared::Extra(_) | Compared::Lacks(_) | Compared::Needless | Compared::Open | Compared::Subset => None,
         },
     },
     Rule {
@@ -186,7 +191,7 @@ fn may_return(v: &View<'_>) -> bool {
     let data_fits = match v.compared {
         Compared::Needless => true,
         Compared::Subset => replicates(v),
-        Compared::Open | Compared::Extra(_) => false,
+        Compared::Open | Compared::Extra(_) | Compared::Lacks(_) => false,
     };
     v.ping == Verdict::Good && v.mysql == Verdict::Good && v.agent_answers && data_fits
 }

@@ -354,9 +354,9 @@ impl World {
         let Some(name) = self.open_for_writes() else { return };
         let Some(host) = self.hosts.get_mut(&name) else { return };
         let id = host.server_id;
-        let number = host.server.executed.entry(id).or_insert(0);
-        *number += 1;
-        let number = *number;
+        // As MariaDB numbers within a domain: above everything that is there, whoever wrote it.
+        let number = host.server.executed.values().max().copied().unwrap_or(0) + 1;
+        host.server.executed.insert(id, number);
         self.acknowledged.push((id, number));
         self.outage = self.outage.max(self.now.saturating_sub(self.last_write.max(1 << 40)));
         self.last_write = self.now;

@@ -93,7 +93,9 @@ impl Server {
             return;
         }
         if !self.written || (somebody_is_behind && !self.ahead) {
-            *self.executed.entry(id).or_insert(0) += 1;
+            // As MariaDB numbers within a domain: above everything that is there.
+            let number = self.executed.values().max().copied().unwrap_or(0) + 1;
+            self.executed.insert(id, number);
         }
         (self.written, self.ahead) = (true, somebody_is_behind);
     }

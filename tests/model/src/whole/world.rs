@@ -13,7 +13,7 @@ use mmm_common::control::Command;
 use mmm_common::epoch::Boot;
 use mmm_common::ids::Millis;
 use mmm_common::order::{AddressOrder, Order};
-use mmm_common::report::{Report, ServerReport};
+use mmm_common::report::{JobState, Report, ServerReport};
 use mmm_common::state::{CheckKind, CheckResult};
 use mmm_common::vouch::{VouchAnswer, VouchRequest};
 use mmm_mon_core::io::{Input as MonInput, Output as MonOutput, RequestId};
@@ -542,7 +542,13 @@ impl World {
                 }
                 Step::Announce { .. } => {}
                 Step::Probe { ip } => host.probes.push((now + PROBE, ip)),
-                Step::ReadOnly | Step::Writable { .. } | Step::Follow { .. } | Step::Detach | Step::Task(_) => {
+                Step::ReadOnly
+                | Step::Writable { .. }
+                | Step::Follow { .. }
+                | Step::Detach
+                | Step::SemiSync { .. }
+                | Step::Task(_)
+                | Step::Job(_) => {
                     self.serve(i, step, inputs);
                 }
             },
@@ -568,6 +574,12 @@ impl World {
                 None => self.work_into(i, inputs),
                 Some(failed) => inputs.push_back(failed),
             }
+            return;
+        }
+        if let Step::Job(job) = step {
+            // Nobody's data are changed here: what is extra stays extra.
+            let state = JobState::Failed { why: "not in this world".to_owned() };
+            inputs.push_back(AgentInput::Job { id: job.id, state });
             return;
         }
         let source = if let Step::Follow { host } = &step { place(host) } else { None };
