@@ -357,3 +357,91 @@ fn a_hold_is_quiet() {
     assert!(w.saved().expect("saved").epoch.0 - epoch.0 < 60, "epochs");
     assert!(w.ticks - ticks < 60_000, "{} ticks", w.ticks - ticks);
 }
+
+// Its rows are as good as before: who was a replica in line does not become a stranger because its server was started anew.
+#[test]
+fn a_replica_that_was_away_for_a_moment_is_asked_when_it_is_back() {
+    let mut w = cluster();
+    w.host("db2").server.io = false;
+    w.run(16_000);
+    w.kill_server("db3");
+    w.kill_server("db1");
+    w.run(20_000);
+    assert_eq!(w.holders(WRITER), Vec::<&str>::new(), "{}", told(&w));
+    shows(&mut w, "db2 is not promoted");
+    w.start_server("db3");
+    w.run(60_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    assert_eq!(w.lost_on("db2"), 0, "{}", told(&w));
+}
+
+#[test]
+fn a_source_that_dies_while_it_is_fetched_from_ends_in_bounded_time_and_is_asked_again() {
+    let mut w = cluster();
+    w.host("db2").server.io = false;
+    w.run(16_000);
+    w.kill_server("db1");
+    let begun = w.run_until(1_000, |w| times(w, "db2 fetches from db3 what only that has") > 0);
+    assert!(begun.is_some(), "{}", told(&w));
+    w.kill_server("db3");
+    w.run(40_000);
+    assert_eq!(w.holders(WRITER), Vec::<&str>::new(), "{}", told(&w));
+    shows(&mut w, "db2 is not promoted: what only db3 has could not be fetched");
+    w.start_server("db3");
+    w.run(60_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    assert_eq!(w.lost_on("db2"), 0, "{}", told(&w));
+}
+
+// A monitor that has not seen the old master at work cannot know who was fetching from it: that is for an operator.
+#[test]
+fn a_monitor_that_is_restarted_in_the_middle_of_a_failover_says_why_it_holds() {
+    let mut w = cluster();
+    w.kill_server("db1");
+    let begun = w.run_until(1_000, |w| times(w, "db2 applies everything it has received") > 0);
+    assert!(begun.is_some(), "{}", told(&w));
+    w.stop_monitor();
+    w.run(200);
+    w.start_monitor();
+    w.run(30_000);
+    assert_eq!(w.holders(WRITER), Vec::<&str>::new(), "{}", told(&w));
+    shows(&mut w, "db2 is not promoted: it has not been seen fetching from db1 by this monitor");
+    w.command(move_writer("db2", true));
+    w.run(5_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    assert_eq!(w.lost_on("db2"), 0, "{}", told(&w));
+}
+
+#[test]
+fn passive_mode_in_the_middle_of_a_failover_costs_only_its_time() {
+    let mut w = cluster();
+    w.host("db2").server.io = false;
+    w.run(1_500);
+    w.kill_server("db1");
+    w.run_until(1_000, |w| times(w, "db2 applies everything it has received") > 0);
+    w.command(Command::SetPassive);
+    w.run(120_000);
+    assert_eq!(w.holders(WRITER), Vec::<&str>::new(), "{}", told(&w));
+    w.command(Command::SetActive);
+    w.run(40_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    assert_eq!(w.lost_on("db2"), 0, "{}", told(&w));
+}
+
+// The monitor's disk is lost while a copy runs: the agent is told nothing of the copy any more, and lets it run undisturbed.
+#[test]
+fn a_copy_that_the_monitor_has_forgotten_is_not_disturbed() {
+    let mut w = cluster();
+    set_offline(&mut w, "db3");
+    w.run(1_000);
+    w.host("db3").server.source = Some("db2".into());
+    reclone(&mut w, "db3", "db1");
+    w.run(200);
+    w.stop_monitor();
+    w.forget_status();
+    w.start_monitor();
+    w.run(1_500);
+    assert_eq!(times(&w, "db3: The server replicates from"), 0, "{}", told(&w));
+    w.run(5_000);
+    assert_eq!(times(&w, "db3: Done: throw the data away"), 1, "{}", told(&w));
+}

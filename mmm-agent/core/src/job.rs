@@ -10,10 +10,11 @@ use mmm_common::order::{Job, JobWork};
 use mmm_common::report::{JobReport, JobState};
 
 impl Core {
-    /// The order that no longer names it ends our reporting of it. True if something must be on disk before it begins.
+    /// The order that no longer names it ends our reporting of one that has ended. One that runs goes on, and replication
+    /// stays its business: the monitor may have lost its state. True if something must be on disk before it begins.
     pub(crate) fn begin_job(&mut self, job: Option<Job>, out: &mut Vec<Output>) -> bool {
         let Some(job) = job else {
-            self.job = None;
+            self.job.take_if(|(_, state)| !matches!(state, JobState::Running { .. }));
             return false;
         };
         if job.id <= self.last_job {

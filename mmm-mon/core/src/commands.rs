@@ -345,12 +345,18 @@ impl Core {
             return refused(why);
         }
         self.ask_for_reclone(name, from, who);
+        let runs = self.hosts.get(name).is_some_and(|h| h.facts.server_alive());
+        let unsaved = if runs {
+            ""
+        } else {
+            " Its server does not answer: what only it has can be saved first only if that comes back within a minute."
+        };
         let then = match self.hosts.get(name).map(|h| h.status.state) {
             Some(HostState::AdminOffline) => format!("Use set_online {name} when that is done."),
             Some(_) | None => "It comes ONLINE by itself when that is done.".to_owned(),
         };
         done(format!(
-            "The data of '{name}' are replaced by those of '{from}'. {then} Look at 'show' for how far it is."
+            "The data of '{name}' are replaced by those of '{from}'.{unsaved} {then} Look at 'show' for how far it is."
         ))
     }
 

@@ -66,6 +66,7 @@ impl Core {
                 Some(_) | None => Compared::Open,
             };
             if matches!(verdict, Compared::Extra(_)) {
+                host.in_line = false;
                 host.extra = Some((sample.clone(), there.clone()));
                 // The next sample may look different: somebody may have undone them.
                 host.sample = Some((here, now));

@@ -102,6 +102,8 @@ struct Host {
     facts: HostFacts,
     status: HostStatus,
     compared: Compared,
+    /// It was found to have nothing that the active master lacks, before it was away. It has only been fetching since.
+    in_line: bool,
     /// Being compared: what the host had executed, and when that was told.
     sample: Option<(Gtids, Millis)>,
     /// What it had, and what the active master had, when it was last found to have extra transactions.
@@ -430,7 +432,14 @@ impl Core {
                 let status = statuses.remove(name).unwrap_or_else(|| HostStatus::new(now));
                 (
                     name.clone(),
-                    Host { facts: HostFacts::new(now), status, compared: Compared::Open, sample: None, extra: None },
+                    Host {
+                        facts: HostFacts::new(now),
+                        status,
+                        compared: Compared::Open,
+                        in_line: false,
+                        sample: None,
+                        extra: None,
+                    },
                 )
             })
             .collect();
@@ -540,6 +549,7 @@ impl Core {
         let flaps = host.status.change(to, now, boot.as_deref(), flap);
         if to == HostState::HardOffline {
             // What it has may be more than what it could hand over.
+            host.in_line |= host.compared == Compared::Subset;
             host.compared = Compared::Open;
             host.sample = None;
         }
@@ -752,6 +762,7 @@ impl Core {
                     }),
                     replicating: host.facts.replicating.as_ref(),
                     trusted: (matches!(host.compared, Compared::Subset | Compared::Needless)
+                        || (host.compared == Compared::Open && host.in_line)
                         || active.as_ref() == Some(name))
                         && !rebuilt.contains(name),
                     semisync: host.facts.semisync.as_ref(),
@@ -832,6 +843,7 @@ impl Core {
                         Compared::Open
                     };
                     host.sample = None;
+                    host.in_line &= in_step;
                     host.facts.replicating = host.facts.replicating.take().filter(|_| in_step);
                 }
                 self.hosts.values_mut().for_each(|h| h.facts.received_once = None);
