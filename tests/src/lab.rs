@@ -620,7 +620,14 @@ impl Lab {
             netns: &self.network.netns(host),
             program: &self.program(name)?,
             args: vec!["-c".to_owned(), config.display().to_string()],
-            env: vec![("RUST_LOG".to_owned(), self.state.log.clone()), ("RUST_BACKTRACE".to_owned(), "1".to_owned())],
+            env: vec![
+                ("RUST_LOG".to_owned(), self.state.log.clone()),
+                ("RUST_BACKTRACE".to_owned(), "1".to_owned()),
+                (
+                    "PATH".to_owned(),
+                    format!("{}:{}", self.state.server.tools(), std::env::var("PATH").unwrap_or_default()),
+                ),
+            ],
             log: dir.join(format!("{name}.log")),
             run_file,
         })?;

@@ -125,6 +125,13 @@ impl Server {
         })
     }
 
+    /// Where the server's own tools are (binary log, backup), for PATH. Debian's server alone comes without them: then
+    /// those of the same version in a folder, when that is there.
+    pub fn tools(&self) -> String {
+        let own = self.mysqld.parent().map(|p| p.display().to_string()).unwrap_or_default();
+        format!("{own}:{STORE}/mariadb-10.11/bin")
+    }
+
     /// Options that say where the server's own files are.
     fn places(&self) -> Vec<(&'static str, String)> {
         let path = |p: &Path| p.display().to_string();
@@ -247,16 +254,17 @@ impl Server {
 
     /// Users and tables, one statement each. The passwords are those of the documentation's examples.
     fn schema(&self) -> Vec<String> {
-        let monitor = match self.dialect {
-            Dialect::MariaDb => "BINLOG MONITOR, SLAVE MONITOR, PROCESS",
-            Dialect::MySql => "REPLICATION CLIENT, PROCESS",
+        // A copy of a MySQL server is fetched with the replication login.
+        let (monitor, replication) = match self.dialect {
+            Dialect::MariaDb => ("BINLOG MONITOR, SLAVE MONITOR, PROCESS", "REPLICATION SLAVE"),
+            Dialect::MySql => ("REPLICATION CLIENT, PROCESS", "REPLICATION SLAVE, BACKUP_ADMIN"),
         };
         let mut sql = Vec::new();
         for (user, password, grant) in [
             ("'lab'@'localhost'", "lab", "ALL PRIVILEGES ON *.*".to_owned()),
             ("'mmm_monitor'@'%'", "RepMonitor", format!("{monitor} ON *.*")),
             ("'mmm_agent'@'%'", "RepAgent", "ALL PRIVILEGES ON *.*".to_owned()),
-            ("'replication'@'%'", "slave", "REPLICATION SLAVE ON *.*".to_owned()),
+            ("'replication'@'%'", "slave", format!("{replication} ON *.*")),
             (
                 "'app'@'%'",
                 "app",
