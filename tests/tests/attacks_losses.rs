@@ -445,3 +445,47 @@ fn a_copy_that_the_monitor_has_forgotten_is_not_disturbed() {
     w.run(5_000);
     assert_eq!(times(&w, "db3: Done: throw the data away"), 1, "{}", told(&w));
 }
+
+#[test]
+fn a_restart_of_either_side_in_the_middle_of_a_copy_neither_begins_it_twice_nor_lets_the_host_in_half_copied() {
+    let mut w = returned(cluster());
+    w.run(15_000);
+    reclone(&mut w, "db1", "db2");
+    w.run(500);
+    w.stop_monitor();
+    w.run(300);
+    w.start_monitor();
+    w.run(15_000);
+    shows(&mut w, "db1(10.0.0.11) master/ONLINE");
+    assert_eq!(times(&w, "db1: Done: throw the data away"), 1, "{}", told(&w));
+    assert_eq!(times(&w, "db1: db1 is to throw its data away"), 1, "{}", told(&w));
+
+    let mut w = returned(cluster());
+    w.run(15_000);
+    reclone(&mut w, "db1", "db2");
+    w.run(500);
+    w.stop_agent("db1");
+    w.run(300);
+    w.start_agent(&"db1".into());
+    w.run(120_000);
+    shows(&mut w, "db1(10.0.0.11) master/AWAITING_RECOVERY");
+    shows(&mut w, "the agent was restarted while it was under way");
+    assert_eq!(times(&w, "db1: db1 is to throw its data away"), 1, "{}", told(&w));
+}
+
+#[test]
+fn accept_lost_promises_nothing_while_there_is_nobody_to_be_brought_in_line_with() {
+    let mut w = returned(cluster());
+    w.run(15_000);
+    w.crash_host("db2");
+    w.run(30_000);
+    let accept = Command::SetOnline { host: "db1".into(), accept_lost: true };
+    let answer = w.text(accept.clone());
+    assert!(answer.starts_with("ERROR") && answer.contains("'db2' does not answer"), "{answer}");
+    w.boot_host("db2");
+    w.run(20_000);
+    let answer = w.text(accept);
+    assert!(answer.starts_with("OK"), "{answer}\n{}", told(&w));
+    w.run(20_000);
+    shows(&mut w, "db1(10.0.0.11) master/ONLINE");
+}

@@ -137,6 +137,12 @@ impl Core {
                         "Host '{name}' has {n} transactions that the active master '{active}' lacks. It can't be switched to ONLINE. Look at 'lost {name}', then use set_online --accept-lost {name} to discard them, or reclone {name} --from {active}."
                     ));
                 };
+                let alive = self.hosts.get(active).is_some_and(|a| a.facts.server_alive());
+                if !alive || !self.agent_answers(now, active) {
+                    return refused(format!(
+                        "Host '{name}' has {n} transactions that the active master '{active}' lacks, and '{active}' does not answer: nothing can be discarded before there is an active master to bring '{name}' in line with. Bring '{active}' back or move its role, then try again."
+                    ));
+                }
                 self.accept_lost(name, who);
                 if host_is_offline {
                     self.set_state(now, name, HostState::AwaitingRecovery, "by the operator", out);
