@@ -291,7 +291,7 @@ fn once(lab: &Lab, config: &Config, number: usize) -> Result<RunLine> {
             }
         }
     }
-    if !line.surprises.is_empty() || !line.is_right(config.semisync) {
+    if !line.whole || !line.surprises.is_empty() || !line.is_right(config.semisync) {
         let dir = config.dir.clone().unwrap_or_else(|| PathBuf::from(format!("/tmp/lab-data-{}", lab.id())));
         let dir = dir.join(format!("run-{number}"));
         keep(lab, &dir, &line, &journal)?;
