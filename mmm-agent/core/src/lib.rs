@@ -407,7 +407,10 @@ impl Core {
         self.looked_at_server = true;
         if closed {
             self.opened = None;
-        } else if matches!(self.server.life, Life::Alive) && self.server.writing == Writing::Allowed {
+        } else if matches!(self.server.life, Life::Alive)
+            && self.server.writing == Writing::Allowed
+            && !self.is_rebuilding()
+        {
             self.opened = self.writer.filter(|ip| self.slots.get(ip).is_some_and(Slot::is_managed));
         }
     }

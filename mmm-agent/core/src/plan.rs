@@ -119,6 +119,8 @@ impl Situation<'_> {
             && answers
             && self.server.writing != Writing::ReadOnly
             && self.writing_right().is_none()
+            // MySQL's clone needs super_read_only off; read_only keeps everybody else out meanwhile.
+            && !self.rebuilding
             && (self.leaving || !self.quiescing))
             .then_some(Step::ReadOnly)
     }

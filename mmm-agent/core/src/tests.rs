@@ -5,8 +5,8 @@ use crate::io::{Input, Output, Saved, SavedAddress, Step};
 use mmm_common::config::{Agent as Config, Cluster, Host, Role};
 use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::ids::Millis;
-use mmm_common::order::{AddressOrder, Hold, Order, ReplicationOrder, Task, Work};
-use mmm_common::report::{Life, ReplicationReport, Report, ServerReport, TaskOutcome, Writing};
+use mmm_common::order::{AddressOrder, Hold, Job, JobWork, Order, ReplicationOrder, Task, Work};
+use mmm_common::report::{JobState, Life, ReplicationReport, Report, ServerReport, TaskOutcome, Writing};
 use mmm_common::state::{HostMode, HostState, RoleMode};
 use mmm_common::vouch::{VouchAnswer, VouchRequest};
 use std::collections::{BTreeMap, BTreeSet};
@@ -509,4 +509,30 @@ fn an_address_of_which_only_the_kernels_mark_is_left_is_given_up_and_the_server_
     a.give(Input::Server(server(Writing::Allowed)));
     a.give(Input::KernelChanged);
     assert_eq!(a.did(), "read-only, remove 10.0.0.50");
+}
+
+/// MySQL's clone needs super_read_only off; read_only stays on, so nobody can write meanwhile.
+#[test]
+fn while_a_copy_is_under_way_read_only_and_replication_are_the_jobs_business() {
+    let mut a = Agent::new(None, 1);
+    let order = |a: &Agent, job| Order {
+        replication: ReplicationOrder::Follow { host: "db2".into() },
+        job,
+        ..a.order(&[(WRITER, let_go(6))])
+    };
+    let job = Some(Job { id: Epoch(7), work: JobWork::Reclone { from: "db2".into() } });
+    a.give(Input::Order(order(&a, None)));
+    a.server_did(Step::Follow { host: "db2".into() }, Writing::ReadOnly);
+    a.did();
+    a.give(Input::Order(order(&a, job.clone())));
+    assert_eq!(a.did(), "save, job 7");
+    a.give(Input::Server(server(Writing::Allowed)));
+    a.after(2_500);
+    assert_eq!(a.did(), "");
+    assert!(!a.last().addresses[&ip(WRITER)].open, "it is not the writer for that");
+    a.give(Input::Job { id: Epoch(7), state: JobState::Done { extras: None } });
+    assert_eq!(a.did(), "read-only, follow db2");
+    // Named again it is not begun again.
+    a.give(Input::Order(order(&a, job)));
+    assert_eq!(a.did(), "");
 }
