@@ -578,6 +578,7 @@ mod tests {
             state: HostState::Online,
             addresses: BTreeMap::new(),
             replication: ReplicationOrder::Keep,
+            wait_for_replica: true,
             task: None,
             job: None,
         }

@@ -28,6 +28,7 @@ fn carry_out(monitor: &mut Monitor, id: u64, work: &JobWork) -> JobState {
             state: HostState::AwaitingRecovery,
             addresses: BTreeMap::new(),
             replication: ReplicationOrder::Keep,
+            wait_for_replica: true,
             task: None,
             job: Some(Job { id: Epoch(id), work: work.clone() }),
         }));

@@ -22,11 +22,19 @@ pub struct Order {
     /// Addresses the monitor has a word to say about. One that is not named is neither renewed nor taken away.
     pub addresses: BTreeMap<IpAddr, AddressOrder>,
     pub replication: ReplicationOrder,
+    /// Whether there is a replica whose acknowledgement is worth waiting for: in line with this host, and not known to be
+    /// down. Only a monitor that is heard can say that there is none, so an isolated writer goes on waiting.
+    #[serde(default = "yes")]
+    pub wait_for_replica: bool,
     /// One piece of work in the path of a move, with an end; done once per id.
     pub task: Option<Task>,
     /// Long work on this host's data, outside of any move; done once per id.
     #[serde(default)]
     pub job: Option<Job>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

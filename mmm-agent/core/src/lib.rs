@@ -62,6 +62,7 @@ pub struct Core {
     /// What was saved for addresses that are not in the configuration any more: they may come back.
     others: BTreeMap<IpAddr, SavedAddress>,
     replication: ReplicationOrder,
+    wait_for_replica: bool,
     detached: bool,
     task: Option<(Task, TaskOutcome)>,
     /// The last one begun. On disk before it is begun.
@@ -146,6 +147,7 @@ impl Core {
             slots,
             others: saved.addresses.into_iter().map(|(ip, s)| (ip, SavedAddress { hold: None, ..s })).collect(),
             replication: ReplicationOrder::Keep,
+            wait_for_replica: true,
             detached: saved.detached,
             task: None,
             last_task: saved.task,
@@ -323,6 +325,7 @@ impl Core {
         }
         self.answered = Some(order.answers);
         self.replication = order.replication;
+        self.wait_for_replica = order.wait_for_replica;
         new | self.begin(order.task, out) | self.begin_job(order.job, out)
     }
 
@@ -644,6 +647,7 @@ impl Core {
             rebuilding: self.is_rebuilding(),
             working: self.task.as_ref().is_some_and(|(_, outcome)| *outcome == TaskOutcome::Running),
             acknowledging: self.acknowledging,
+            wait_for_replica: self.wait_for_replica,
             writer: self.writer,
             under_way: &self.under_way,
         };

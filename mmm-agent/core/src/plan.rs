@@ -71,6 +71,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) working: bool,
     /// Whether this host is to acknowledge what it receives; None: semi-synchronous replication is left as it is.
     pub(crate) acknowledging: Option<bool>,
+    /// There is a replica whose acknowledgement is worth waiting for.
+    pub(crate) wait_for_replica: bool,
     /// The address of the active master's role.
     pub(crate) writer: Option<IpAddr>,
     pub(crate) under_way: &'a BTreeSet<Subject>,
@@ -181,8 +183,8 @@ impl Situation<'_> {
     }
 
     /// The source side is on at the writer, from when a replica is there to acknowledge: the first commit would wait out
-    /// the timeout without one. It stays on when that replica goes, so that an isolated writer acknowledges nothing alone
-    /// for as long as the timeout lasts, and until the role has left (data-safety.md, "Semi-synchronous replication").
+    /// the timeout without one. It stays on when that replica goes without the monitor's saying so, so that an isolated
+    /// writer acknowledges nothing alone for as long as the timeout lasts, and until the role has left (data-safety.md, "Semi-synchronous replication").
     fn semisync(&self) -> Vec<Step> {
         let (Some(now), Some(acknowledging)) = (self.server.semisync.as_ref(), self.acknowledging) else {
             return Vec::new();
@@ -196,9 +198,10 @@ impl Situation<'_> {
         }
         let holds = self.writer.and_then(|ip| self.slots.get(&ip)).is_some_and(|s| s.present || s.hold.is_some());
         let writes = self.writing_right().is_some() && self.server.writing == Writing::Allowed;
-        if writes && !now.source && now.replicas > 0 {
+        let released = !holds && self.server.writing == Writing::ReadOnly;
+        if writes && !now.source && now.replicas > 0 && self.wait_for_replica {
             steps.push(Step::SemiSync { side: Side::Source, on: true });
-        } else if now.source && !holds && self.server.writing == Writing::ReadOnly {
+        } else if now.source && (released || (writes && !self.wait_for_replica)) {
             steps.push(Step::SemiSync { side: Side::Source, on: false });
         }
         steps

@@ -1,12 +1,12 @@
 //! Stories of one agent: what comes in, what it does, in which order.
 
 use crate::Core;
-use crate::io::{Input, Output, Saved, SavedAddress, Step};
+use crate::io::{Input, Output, Saved, SavedAddress, Side, Step};
 use mmm_common::config::{Agent as Config, Cluster, Host, Role};
 use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::ids::Millis;
 use mmm_common::order::{AddressOrder, Hold, Job, JobWork, Order, ReplicationOrder, Task, Work};
-use mmm_common::report::{JobState, Life, ReplicationReport, Report, ServerReport, TaskOutcome, Writing};
+use mmm_common::report::{JobState, Life, ReplicationReport, Report, SemiSync, ServerReport, TaskOutcome, Writing};
 use mmm_common::state::{HostMode, HostState, RoleMode};
 use mmm_common::vouch::{VouchAnswer, VouchRequest};
 use std::collections::{BTreeMap, BTreeSet};
@@ -160,6 +160,7 @@ impl Agent {
             state: HostState::Online,
             addresses: addresses.iter().map(|(a, o)| (ip(a), o.clone())).collect(),
             replication: ReplicationOrder::Keep,
+            wait_for_replica: true,
             task: None,
             job: None,
         }
@@ -535,4 +536,42 @@ fn while_a_copy_is_under_way_read_only_and_replication_are_the_jobs_business() {
     // Named again it is not begun again.
     a.give(Input::Order(order(&a, job)));
     assert_eq!(a.did(), "");
+}
+
+// data-safety.md, "Semi-synchronous replication"
+#[test]
+fn commits_wait_from_when_a_replica_is_there_until_the_monitor_says_that_none_is() {
+    let mut a = Agent::writing();
+    let semisync = |source, replicas| {
+        let semisync = SemiSync { source, replicas, replica: true, after_sync: true, ..SemiSync::default() };
+        Input::Server(ServerReport { semisync: Some(semisync), ..server(Writing::Allowed) })
+    };
+    a.give(semisync(false, 0));
+    assert_eq!(a.did(), "", "the first commit would wait out the timeout");
+    a.give(semisync(false, 1));
+    assert_eq!(a.did(), "semisync Source true");
+    a.give(Input::Done { step: Step::SemiSync { side: Side::Source, on: true }, result: Ok(()) });
+    a.give(semisync(true, 0));
+    assert_eq!(a.did(), "", "an isolated writer acknowledges nothing alone");
+    let order = Order { wait_for_replica: false, ..a.order(&[(WRITER, hold(5, true, true))]) };
+    a.give(Input::Order(order));
+    assert_eq!(a.did(), "semisync Source false");
+    a.give(Input::Done { step: Step::SemiSync { side: Side::Source, on: false }, result: Ok(()) });
+    a.give(semisync(false, 1));
+    assert_eq!(a.did(), "", "that one is not in line, says the monitor");
+    a.hold(WRITER, 5, true);
+    assert_eq!(a.did(), "semisync Source true");
+}
+
+#[test]
+fn semi_sync_is_left_alone_where_it_is_not_to_be_touched() {
+    let mut config = config();
+    config.cluster.semisync = false;
+    let mut a = Agent::writing();
+    a.core = Core::new(&config, None, Boot(2), "machine".into(), Millis(a.now));
+    a.give(Input::MonitorUp);
+    a.did();
+    let semisync = SemiSync { replicas: 1, ..SemiSync::default() };
+    a.give(Input::Server(ServerReport { semisync: Some(semisync), ..server(Writing::ReadOnly) }));
+    assert!(!a.did().contains("semisync"));
 }

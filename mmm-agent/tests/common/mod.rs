@@ -226,6 +226,7 @@ impl Monitor {
             state: HostState::Online,
             addresses: BTreeMap::from([(ROLE.parse().unwrap(), role)]),
             replication: ReplicationOrder::Keep,
+            wait_for_replica: true,
             task: None,
             job: None,
         }));

@@ -10,7 +10,7 @@ use mmm_common::epoch::Anchor;
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{AddressOrder, Job, Order, ReplicationOrder};
-use mmm_common::state::HostState;
+use mmm_common::state::{HostMode, HostState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -44,6 +44,7 @@ impl Core {
             && before.task == self.handover.task_for(name, &self.config.cluster)
             && before.job == self.job_for(name)
             && before.replication == self.replication_for(name, host)
+            && before.wait_for_replica == self.is_acknowledged(name)
             && self.slots.iter().all(|(ip, slot)| match before.addresses.get(ip) {
                 Some(AddressOrder::Hold(h)) => {
                     h.epoch == slot.state.epoch && h.proof == slot.others_than(Some(name)).is_empty()
@@ -74,9 +75,26 @@ impl Core {
             state: host.status.state,
             addresses,
             replication: self.replication_for(name, host),
+            wait_for_replica: self.is_acknowledged(name),
             task: self.handover.task_for(name, &self.config.cluster),
             job: self.job_for(name),
         }
+    }
+
+    /// Another host that acknowledges is in line with this one, and not known to be down.
+    fn is_acknowledged(&self, name: &HostName) -> bool {
+        let cluster = &self.config.cluster;
+        let acknowledges = |other: &HostName| {
+            cluster.semisync_slaves || cluster.hosts.get(other).is_some_and(|h| h.mode == HostMode::Master)
+        };
+        self.hosts.iter().any(|(other, host)| {
+            other != name
+                && acknowledges(other)
+                && host.compared == Compared::Subset
+                && host.status.state != HostState::HardOffline
+                && host.facts.gone.is_none()
+                && !self.is_rebuilt(other)
+        })
     }
 
     fn job_for(&self, name: &HostName) -> Option<Job> {
@@ -109,9 +127,9 @@ impl Core {
         match (host.status.state, host.compared) {
             (HostState::HardOffline, _) => ReplicationOrder::Keep,
             (_, Compared::Subset) => ReplicationOrder::Follow { host: active.clone() },
-            (_, Compared::Open | Compared::Needless | Compared::Extra(_) | Compared::Lacks(_)) => {
-                ReplicationOrder::Keep
-            }
+            // Its data may be thrown away: what it would acknowledge is on no second host.
+            (_, Compared::Extra(_) | Compared::Lacks(_)) => ReplicationOrder::Detached,
+            (_, Compared::Open | Compared::Needless) => ReplicationOrder::Keep,
         }
     }
 }

@@ -102,6 +102,7 @@ fn order(seq: u64, addresses: u32) -> Order {
             .map(|n| (std::net::Ipv4Addr::from(n).into(), AddressOrder::LetGo { epoch: Epoch(1) }))
             .collect(),
         replication: ReplicationOrder::Keep,
+        wait_for_replica: true,
         task: None,
         job: None,
     }

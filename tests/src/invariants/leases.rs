@@ -64,6 +64,7 @@ mod tests {
             state: HostState::Online,
             addresses: BTreeMap::from([(writer(), AddressOrder::Hold(hold))]),
             replication: ReplicationOrder::Keep,
+            wait_for_replica: true,
             task: None,
             job: None,
         };

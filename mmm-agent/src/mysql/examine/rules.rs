@@ -421,6 +421,9 @@ fn threads(look: &Look, status: &Fields) -> Finding {
     if io == "Yes" && sql == "Yes" {
         return Finding::ok(subject, tried, "both run");
     }
+    if look.writable && look.dialect == Dialect::MariaDb && io == "No" && sql == "Yes" {
+        return Finding::ok(subject, tried, "the active master fetches from nobody, as it is told to");
+    }
     let errors: Vec<String> =
         ["Last_IO_Error", "Last_SQL_Error"].iter().map(|name| text(&[name])).filter(|e| !e.is_empty()).collect();
     let why = if errors.is_empty() { "no error is given".to_owned() } else { errors.join("; ") };
