@@ -136,10 +136,11 @@ impl HostFacts {
         // What it says after a restart, or as a replica, tells nothing of when it was written to.
         if report.server.life == Life::Alive && report.server.writing == Writing::Allowed {
             self.semisync.clone_from(&report.server.semisync);
-            self.semisync_at = now;
-            let replicas = self.semisync.as_ref().map_or(0, |s| s.replicas);
-            if replicas >= self.attached.0 || now.since(self.attached.1) >= ATTACHED_FOR {
-                self.attached = (replicas, now);
+            if let Some(semisync) = &self.semisync {
+                self.semisync_at = now;
+                if semisync.replicas >= self.attached.0 || now.since(self.attached.1) >= ATTACHED_FOR {
+                    self.attached = (semisync.replicas, now);
+                }
             }
             self.last_executed.clone_from(&report.server.executed);
         }
@@ -163,8 +164,8 @@ impl HostFacts {
         }
     }
 
-    /// Replication trouble on the active master moves nothing, and that one may have been told not to fetch: once another
-    /// host is active, its checks have a trap_period to get well.
+    /// It is no longer the active master, which may have been told not to fetch: its replication checks have a trap_period
+    /// to get well.
     pub(crate) fn excuse_replication(&mut self, now: Millis) {
         for kind in [CheckKind::RepThreads, CheckKind::RepBacklog] {
             if let Some(fact) = self.checks.get_mut(&kind).filter(|fact| !fact.result.is_ok()) {

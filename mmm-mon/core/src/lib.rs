@@ -170,9 +170,6 @@ impl Core {
         }
         self.notice_a_return(now, out);
         self.excuse_unreachable(now);
-        if let Some(active) = self.active.as_ref().and_then(|a| self.hosts.get_mut(a)) {
-            active.facts.excuse_replication(now);
-        }
         let config = &self.config;
         self.hosts.values_mut().for_each(|h| h.facts.judge(now, config));
         self.compare(now, out);
@@ -847,7 +844,9 @@ impl Core {
                     host.facts.replicating = host.facts.replicating.take().filter(|_| in_step);
                 }
                 self.hosts.values_mut().for_each(|h| h.facts.received_once = None);
-                self.active = Some(to);
+                if let Some(before) = self.active.replace(to).and_then(|before| self.hosts.get_mut(&before)) {
+                    before.facts.excuse_replication(now);
+                }
                 if let Some(ip) = self.writer_ip() {
                     // The wish has come true; it must not call the role back after a failover.
                     self.intent.remove(&ip);
