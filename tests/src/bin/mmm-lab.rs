@@ -145,10 +145,10 @@ struct Data {
     /// A line for mmm_common.toml, e.g. 'auto_reclone = true'.
     #[arg(long)]
     common: Vec<String>,
-    /// A line for [monitor] of mmm_mon.toml.
+    /// A line for the section monitor of mmm_mon.toml.
     #[arg(long)]
     monitor: Vec<String>,
-    /// A line for [agent] of every mmm_agent.toml.
+    /// A line for the section agent of every mmm_agent.toml.
     #[arg(long)]
     agent: Vec<String>,
     /// Keep the logs of runs with a surprise in this folder instead of one in /tmp.
