@@ -141,6 +141,9 @@ impl Config {
     fn lab(&self) -> LabConfig {
         let mut extra = self.extra.clone();
         // Many failovers within an hour are what is wanted here.
+        if self.semisync == SemiSync::Off {
+            extra.common.push("semisync = false".to_owned());
+        }
         extra.monitor.extend(["flap_count = 100000".to_owned(), "flap_duration = \"1s\"".to_owned()]);
         LabConfig {
             server: self.server.clone(),
@@ -157,8 +160,11 @@ impl Config {
     /// The command that does the same again.
     fn command(&self) -> String {
         let durable = if self.durable { " --durable" } else { "" };
+        let lines = [("common", &self.extra.common), ("monitor", &self.extra.monitor), ("agent", &self.extra.agent)];
+        let lines: String =
+            lines.iter().flat_map(|(to, all)| all.iter().map(move |line| format!(" --{to} '{line}'"))).collect();
         format!(
-            "mmm-lab data --server {} --work {} --runs {} --semisync {} --rate {} --clients {} --seed {}{durable}",
+            "mmm-lab data --server {} --work {} --runs {} --semisync {} --rate {} --clients {} --seed {}{durable}{lines}",
             self.server,
             self.work.as_str(),
             self.runs,
