@@ -46,7 +46,7 @@ Options:
     @CLUSTER                          - first word only: read mmm_mon_CLUSTER.toml beside the default configuration
     -c, --config <FILE>               - the monitor's configuration (default: /etc/mysql-mmm/mmm_mon.toml)
     --json                            - answer with one JSON document
-    --timeout <SECONDS>               - how long to wait for the answer (default: 10, move_role: 90)
+    --timeout <SECONDS>               - how long to wait for the answer (default: 10, doctor: 30, move_role: 90)
     -h, --help                        - show this message
     -V, --version                     - show the version
 
@@ -101,7 +101,7 @@ enum Verb {
     SetManual,
     SetPassive,
     SetOnline {
-        #[arg(long)]
+        #[arg(long = "accept-lost")]
         accept_lost: bool,
         host: String,
     },

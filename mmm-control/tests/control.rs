@@ -153,7 +153,18 @@ fn every_verb_asks_for_what_it_says() {
         check(words, &format!(r#"{{"verb":"{words}"}}"#), &done(&said), &format!("OK: {said}\n"), 0);
     }
     let said = "State of 'db2' changed to ONLINE. Now you can wait some time and check its new roles!";
-    check("set_online db2", r#"{"verb":"set_online","host":"db2"}"#, &done(said), &format!("OK: {said}\n"), 0);
+    for (words, accept_lost) in [("set_online db2", false), ("set_online --accept-lost db2", true)] {
+        let request = format!(r#"{{"verb":"set_online","host":"db2","accept_lost":{accept_lost}}}"#);
+        check(words, &request, &done(said), &format!("OK: {said}\n"), 0);
+    }
+    check("reclone db1 --from db2", r#"{"verb":"reclone","host":"db1","from":"db2"}"#, &done("x"), "OK: x\n", 0);
+    let lost =
+        r#"{"answer":"lost","host":"db1","transactions":3,"state":"3 transactions are on db1","acknowledged":"lost",
+        "saved":"/f.sql","gtids":"0-1-3","list":["0-1-1  app.t: 1 inserted"],"cure":"do this"}"#
+            .replace('\n', "");
+    let text = "db1: 3 transactions are on db1\n  lost\n  saved as SQL on db1: /f.sql\n  gtids: 0-1-3\n    \
+                0-1-1  app.t: 1 inserted\n    and 2 more\n  do this\n";
+    check("lost db1", r#"{"verb":"lost","host":"db1"}"#, &lost, text, 0);
     check(
         "set_offline db9",
         r#"{"verb":"set_offline","host":"db9"}"#,
@@ -284,6 +295,9 @@ fn without_a_monitor_every_verb_says_so() {
         "move_role writer db1",
         "set_ip 192.168.0.50 db1",
         "confirm_dead db1",
+        "lost db1",
+        "reclone db1 --from db2",
+        "doctor",
     ];
     for words in verbs {
         let run = |more: &[&str]| {
