@@ -21,13 +21,25 @@ fn is_dropped(field: &[u8]) -> bool {
         field,
         b"config" | b"remarks" | b"refusals" | b"vouch_refusals" | b"lookups" | b"due" | b"saved_at" | b"changed"
     ) || matches!(field, b"link_down" | b"persisted")
+        // No server here has semi-synchronous replication.
+        || matches!(field, b"semisync_at" | b"attached")
 }
 
 /// What lies so far back is the same as if it lay further back.
 fn past(field: &[u8]) -> i64 {
     let short =
         matches!(field, b"answered" | b"replicated" | b"vouched_for" | b"vouches" | b"vouched_until" | b"lease")
-            || matches!(field, b"deadline" | b"kernel_until" | b"next_heartbeat" | b"sample" | b"failed" | b"asked");
+            || matches!(
+                field,
+                b"replicating"
+                    | b"last_good"
+                    | b"deadline"
+                    | b"kernel_until"
+                    | b"next_heartbeat"
+                    | b"sample"
+                    | b"failed"
+                    | b"asked"
+            );
     if short { SHORT } else { LONG }
 }
 
