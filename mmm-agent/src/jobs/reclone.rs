@@ -434,7 +434,7 @@ async fn user_tables(session: &mut Session) -> Result<u64, String> {
              AND NAME LIKE '%/%'",
         )
         .await?;
-    Ok(count.parse().unwrap_or_default())
+    count.parse().map_err(|_| format!("the number of tables is not a number: {count:?}"))
 }
 
 /// Without performance_schema, or the right to read it, there is nothing to tell.
