@@ -489,3 +489,36 @@ fn accept_lost_promises_nothing_while_there_is_nobody_to_be_brought_in_line_with
     w.run(20_000);
     shows(&mut w, "db1(10.0.0.11) master/ONLINE");
 }
+
+// lessons.md 10
+#[test]
+fn who_loses_the_writer_in_the_moment_of_opening_is_asked_for_what_it_wrote() {
+    let mut w = cluster();
+    w.jitter = 300;
+    w.command(move_writer("db2", false));
+    let wrote = |w: &World| w.acknowledged.iter().any(|(server, _)| *server == 2);
+    w.run_until(20_000, wrote).expect("db2 is open");
+    assert_eq!(times(&w, "The writer is open on db2"), 0, "the monitor knows already\n{}", told(&w));
+    set_offline(&mut w, "db2");
+    w.run_until(20_000, |w| times(w, "The writer is open on db1") == 2).expect("back");
+    w.run(20_000);
+    assert_eq!(w.lost_on("db1"), 0, "{}", told(&w));
+    assert_eq!(times(&w, "that the active master db1 lacks: it stays out"), 0, "{}", told(&w));
+}
+
+#[test]
+fn a_move_that_is_asked_for_while_another_host_opens_is_a_planned_one_from_there() {
+    let mut w = cluster();
+    w.jitter = 300;
+    set_offline(&mut w, "db1");
+    w.run_until(20_000, |w| times(w, "db2: The server is writable") == 1).expect("db2 is open");
+    set_online(&mut w, "db1");
+    assert!(w.command(move_writer("db1", false)).is_none(), "answered at once");
+    assert_eq!(times(&w, "The writer is open on db2"), 0, "the monitor knows already\n{}", told(&w));
+    w.run_until(20_000, |w| times(w, "The writer is open on db1") == 2).expect("moved");
+    assert_eq!(times(&w, "The writer moves from db2 to db1: asked for by the operator"), 1, "{}", told(&w));
+    let answer = w.late_answer().map(|a| a.text(&|_| String::new())).unwrap_or_default();
+    assert!(answer.starts_with("OK"), "{answer}\n{}", told(&w));
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    assert_eq!(w.lost_on("db1"), 0, "{}", told(&w));
+}

@@ -86,6 +86,8 @@ pub struct Core {
     looked_at_server: bool,
     /// The writer address for which the server was opened and has not been seen closed since (R13).
     opened: Option<IpAddr>,
+    /// The server was closed by a step and has not been looked at since: its position is still that of before.
+    position_old: bool,
 
     under_way: BTreeSet<Subject>,
     /// The last change of replication that was done, and when.
@@ -165,6 +167,7 @@ impl Core {
             writer: cluster.writer().and_then(|role| role.ips.first().copied()),
             looked_at_server: false,
             opened,
+            position_old: false,
             under_way: BTreeSet::new(),
             replicated: None,
             failed: BTreeMap::new(),
@@ -396,8 +399,9 @@ impl Core {
             Life::Dead { .. } => self.died_at = self.died_at.or(Some(now)),
             Life::Alive | Life::Hung { .. } | Life::Unknown { .. } => self.died_at = None,
         }
-        self.report_due |= is_news(&self.server, &server);
+        self.report_due |= is_news(&self.server, &server) || self.position_old;
         self.server = server;
+        self.position_old = false;
         let closed = match (&self.server.life, self.server.writing) {
             (Life::Dead { .. }, _) => true,
             // A look from before the server was opened can come after that: while read_only is being changed, only the
@@ -460,6 +464,7 @@ impl Core {
             Step::ReadOnly => {
                 // Read back by the step itself.
                 self.server.writing = Writing::ReadOnly;
+                self.position_old = true;
                 if !self.under_way.contains(&Subject::Writable) {
                     self.opened = None;
                 }
@@ -667,13 +672,25 @@ impl Core {
         if persist {
             out.push(Output::Persist(self.saved()));
         }
-        if std::mem::take(&mut self.task_to_start)
+        if self.task_to_start
             && let Some((task, _)) = &self.task
+            && self.may_start(task)
         {
+            self.task_to_start = false;
             out.push(Output::Do(Step::Task(task.clone())));
         }
         self.start_job(out);
         self.start(taking, out);
+    }
+
+    /// The position at the end of a drain is taken for final: nobody may be able to add to it.
+    fn may_start(&self, task: &Task) -> bool {
+        let final_word = match task.work {
+            Work::Drain { .. } | Work::Fetch { .. } => true,
+            Work::Quiesce { .. } | Work::CatchUp { .. } => false,
+        };
+        let can_close = matches!(self.server.life, Life::Alive) && self.slots.values().any(Slot::is_managed);
+        !final_word || !can_close || (self.server.writing == Writing::ReadOnly && self.opened.is_none())
     }
 
     /// While a quiesce task works under a running order of its own epoch, read_only is its business.
@@ -756,7 +773,7 @@ impl Core {
         out.push(Output::Send(Box::new(Report {
             anchor: self.anchor,
             addresses,
-            server: self.server.clone(),
+            server: self.told_server(),
             task: self.task.as_ref().map(|(task, outcome)| TaskReport { id: task.id, outcome: outcome.clone() }),
             job: self.job_report(),
             troubles: self.failed.values().map(|(text, _)| text.clone()).collect(),
@@ -775,6 +792,15 @@ impl Core {
             machine_boot: self.machine_boot.clone(),
             leaving: self.leaving_since.is_some(),
         })));
+    }
+
+    /// A position counts as final when it is told together with read_only: both have to be from one look.
+    fn told_server(&self) -> ServerReport {
+        let mut server = self.server.clone();
+        if self.position_old {
+            server.writing = Writing::Unknown;
+        }
+        server
     }
 
     /// A shutdown that nobody helps with (any more).

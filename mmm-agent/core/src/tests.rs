@@ -319,6 +319,30 @@ fn orders_of_another_life_and_overtaken_ones_are_not_obeyed() {
     assert_eq!(a.did(), "");
 }
 
+// lessons.md 10
+#[test]
+fn a_position_is_told_with_read_only_only_when_both_are_from_one_look() {
+    let mut a = Agent::writing();
+    let order = a.order(&[(WRITER, let_go(6))]);
+    a.give(Input::Order(order));
+    a.give(Input::Done { step: Step::ReadOnly, result: Ok(()) });
+    assert_eq!((a.last().addresses[&ip(WRITER)].has(), a.last().server.writing), (false, Writing::Unknown));
+    a.give(Input::Server(server(Writing::ReadOnly)));
+    assert_eq!(a.last().server.writing, Writing::ReadOnly);
+}
+
+// lessons.md 10
+#[test]
+fn the_position_of_a_drain_is_that_of_a_closed_server() {
+    let mut a = Agent::writing();
+    let task = Task { id: Epoch(7), work: Work::Drain { timeout_ms: 1000 } };
+    let order = Order { task: Some(task), ..a.order(&[(WRITER, let_go(6))]) };
+    a.give(Input::Order(order));
+    assert_eq!(a.did(), "remove 10.0.0.50, read-only, save");
+    a.give(Input::Done { step: Step::ReadOnly, result: Ok(()) });
+    assert_eq!(a.did(), "task 7");
+}
+
 #[test]
 fn a_task_is_saved_begun_once_and_told_until_the_order_drops_it() {
     let mut a = Agent::new(None, 1);

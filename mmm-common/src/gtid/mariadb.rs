@@ -26,9 +26,32 @@ impl MariaGtids {
         self
     }
 
-    /// How many sequence numbers of `other` lie above what is here.
+    /// How many transactions of `other` are not here. Numbers are a domain's, whoever writes: where both go different
+    /// ways, all that `other` has goes on from the last number that both have.
     pub fn missing(&self, other: &MariaGtids) -> u64 {
-        self.missing_by_source(other).values().sum()
+        let mut ends: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut holes = 0;
+        for ((domain, _), seq, mine) in self.behind(other) {
+            if seq > self.common(other, domain) {
+                let end = ends.entry(domain).or_insert(0);
+                *end = seq.max(*end);
+            } else {
+                holes += seq - mine;
+            }
+        }
+        ends.iter().map(|(domain, end)| end - self.common(other, *domain)).sum::<u64>() + holes
+    }
+
+    /// Whose numbers in `other` are higher than here: both numbers.
+    fn behind<'a>(&'a self, other: &'a MariaGtids) -> impl Iterator<Item = ((u32, u32), u64, u64)> + 'a {
+        let both = other.highest.iter().map(|(key, seq)| (*key, *seq, self.highest.get(key).copied().unwrap_or(0)));
+        both.filter(|(_, seq, mine)| seq > mine)
+    }
+
+    /// The last number of the domain that is certainly in both.
+    fn common(&self, other: &MariaGtids, domain: u32) -> u64 {
+        let of_domain = self.highest.iter().filter(|((d, _), _)| *d == domain);
+        of_domain.filter_map(|(key, mine)| other.highest.get(key).map(|theirs| *mine.min(theirs))).max().unwrap_or(0)
     }
 
     /// Of how many of its servers' transactions some are missing here although others of the same domain, which came
@@ -44,9 +67,11 @@ impl MariaGtids {
     }
 
     pub(super) fn missing_by_source(&self, other: &MariaGtids) -> BTreeMap<String, u64> {
-        let rest = |key: &(u32, u32), seq: u64| seq.saturating_sub(self.highest.get(key).copied().unwrap_or(0));
-        let all = other.highest.iter().map(|(key, seq)| (format!("{}-{}", key.0, key.1), rest(key, *seq)));
-        all.filter(|(_, n)| *n > 0).collect()
+        let counted = self.behind(other).map(|((domain, server), seq, mine)| {
+            let common = self.common(other, domain);
+            (format!("{domain}-{server}"), if seq > common { seq - common } else { seq - mine })
+        });
+        counted.collect()
     }
 }
 
@@ -120,6 +145,16 @@ mod tests {
         assert_eq!(missing("0-2-900", "0-1-3"), 3);
         assert_eq!(missing("0-1-5,0-2-9", "0-1-5"), 0);
         assert_eq!(missing("", "1-1-2,0-1-1"), 3);
+    }
+
+    #[test]
+    fn numbers_go_on_from_the_master_before() {
+        assert_eq!(missing("0-1-531", "0-1-531,0-2-533"), 2, "server 2 has taken over after 531");
+        assert_eq!(missing("0-1-531,0-2-57", "0-1-531,0-2-533"), 2, "for the second time");
+        assert_eq!(missing("0-1-540", "0-1-531,0-2-533"), 2, "server 1 has written on alone");
+        assert_eq!(missing("0-1-531", "0-1-537,0-2-533"), 6, "to and fro");
+        assert_eq!(missing("0-1-38502,0-2-39000", "0-1-38504,0-2-39000"), 2, "a hole");
+        assert_eq!(missing("0-1-531,1-2-7", "0-1-531,1-2-9"), 2, "every domain for itself");
     }
 
     #[test]

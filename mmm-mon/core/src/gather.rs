@@ -18,7 +18,7 @@ const STALE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Gathering {
-    /// The other replicas, asked to drain too.
+    /// The others that are asked to drain too.
     pub(crate) others: BTreeSet<HostName>,
     /// Who was fetching from the old master until it failed, the candidate included.
     fresh: BTreeSet<HostName>,
@@ -34,6 +34,10 @@ pub(crate) struct Gathering {
     old: Option<Gtids>,
     /// From whom everything was fetched already.
     fetched: BTreeSet<HostName>,
+    /// Who had the writer last: what they wrote is a master's.
+    wrote: BTreeSet<HostName>,
+    /// The last of them, when it is there to be asked: what it has, closed, is everything.
+    last: Option<HostName>,
 }
 
 /// What another replica has.
@@ -62,11 +66,12 @@ pub(crate) enum Next {
 }
 
 impl Gathering {
+    /// `from` wrote last, and `given` was given the writer after that and not seen open.
     pub(crate) fn begin(
         scene: &Scene<'_>,
         cluster: &Cluster,
         to: &HostName,
-        from: Option<&HostName>,
+        (from, given): (Option<&HostName>, Option<&HostName>),
         failed_at: Option<Millis>,
     ) -> Self {
         let others: BTreeSet<HostName> = scene
@@ -74,7 +79,8 @@ impl Gathering {
             .iter()
             .filter(|(name, h)| {
                 let replica = h.report.is_some_and(|r| r.server.replication.is_some());
-                *name != to && Some(*name) != from && h.agent_answers && h.server_alive && h.trusted && replica
+                let asked = *name != to && h.agent_answers && h.server_alive && !h.server_gone && h.trusted;
+                asked && (replica || Some(*name) == from || Some(*name) == given)
             })
             .map(|(name, _)| name.clone())
             .collect();
@@ -100,7 +106,9 @@ impl Gathering {
             .filter(|h| scene.hosts.get(*h).is_some_and(|v| v.acknowledges) && late(h).is_ok_and(|gap| gap <= until))
             .cloned()
             .collect();
-        Gathering { others, fresh, stale: alone, again, need, acknowledged, old, fetched: BTreeSet::new() }
+        let wrote = from.into_iter().chain(given).cloned().collect();
+        let last = given.or(from).filter(|last| others.contains(*last)).cloned();
+        Gathering { others, fresh, stale: alone, again, need, acknowledged, old, fetched: BTreeSet::new(), wrote, last }
     }
 
     pub(crate) fn fetching(mut self, from: &HostName) -> Self {
@@ -124,7 +132,8 @@ impl Gathering {
         let mut stuck = Vec::new();
         let mut most: Option<(u64, &HostName, Gtids)> = None;
         for other in &self.others {
-            match has(scene, other, mine, (task, self.old.as_ref())) {
+            let old = self.old.as_ref().filter(|_| !self.wrote.contains(other));
+            match has(scene, other, mine, (task, old)) {
                 Has::Nothing => drop(asked.insert(other)),
                 Has::More(_, n) if self.fetched.contains(other) => {
                     stuck.push(format!("{to} still lacks {n} transactions of {other} after fetching from it"));
@@ -158,6 +167,9 @@ impl Gathering {
                     "{host} had received {gone} transactions which are nowhere now: its relay log was thrown away before they were applied"
                 ));
             }
+        }
+        if self.last.as_ref().is_some_and(|last| asked.contains(last)) {
+            return Next::Grant;
         }
         if let Some(why) = self.stale.as_ref().filter(|_| !self.fresh.iter().any(|f| asked.contains(f))) {
             return Next::Hold(why.clone());

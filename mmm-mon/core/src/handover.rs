@@ -78,6 +78,8 @@ pub(crate) struct Handover {
     /// The operator takes the loss.
     pub(crate) force: bool,
     kill_asked: Option<Millis>,
+    /// Who was given the writer and has not been seen open yet: it may have been.
+    given: Option<HostName>,
     /// When the old master was last at work, as it looked when it was given up.
     failed_at: Option<Millis>,
     /// What the target lacks, or may lack, when it is promoted all the same.
@@ -171,6 +173,7 @@ impl Handover {
             request: None,
             force: false,
             kill_asked: None,
+            given: None,
             failed_at: None,
             short_of: None,
             in_step: false,
@@ -450,14 +453,20 @@ impl Handover {
                 } else if open {
                     let took = now.since(self.began).as_millis();
                     turn.decided(format!("The writer is open on {to}, {took} ms after it was decided ({})", self.why));
+                    let opened = to.clone();
                     turn.events.push(Event::Opened { from: self.from.clone(), to, in_step: self.in_step });
-                    self.failed_at = None;
-                    self.end(Ok(()), turn);
+                    (self.failed_at, self.given) = (None, None);
+                    if self.request.is_some() && scene.wish.host.as_ref().is_some_and(|w| *w.host() != opened) {
+                        // Asked for meanwhile: from here it is a planned move.
+                        self.phase = Phase::Settled;
+                    } else {
+                        self.end(Ok(()), turn);
+                    }
                 } else if let Some(other) = scene
                     .wish
                     .host
                     .clone()
-                    .filter(|w| self.request.is_some() && *w.host() != to && is_closed(scene, &to, turn.slot))
+                    .filter(|w| self.request.is_some() && *w.host() != to && has_failed_to_open(scene, &to, turn.slot))
                 {
                     self.go_elsewhere(scene, &to, other, turn);
                 } else if now.since(since) >= OPEN_WITHIN {
@@ -479,7 +488,8 @@ impl Handover {
         }
     }
 
-    /// The host that has the role has not opened, so nothing was written there: the role goes on.
+    /// The host that has the role has not opened: the role goes on. It may open before it hears of that, and is asked for
+    /// what it has, like everybody else.
     fn go_elsewhere(&mut self, scene: &Scene<'_>, not_open: &HostName, other: Eligible, turn: &mut Turn<'_>) {
         turn.decided(format!("{not_open} has not opened: {} is to have the writer", other.host()));
         self.lost(not_open.clone(), turn);
@@ -666,7 +676,8 @@ impl Handover {
                 self.phase = Phase::Fencing { to: back, in_step: false };
             }
             Ok(_) => {
-                let gather = Gathering::begin(scene, turn.cluster, to.host(), self.wrote_last(scene), self.failed_at);
+                let writers = (self.wrote_last(scene), self.given.as_ref());
+                let gather = Gathering::begin(scene, turn.cluster, to.host(), writers, self.failed_at);
                 let why =
                     gather.hopeless().map(str::to_owned).or_else(|| self.asks_for_semisync(scene, to.host(), turn));
                 if let Some(why) = why.filter(|_| !self.force) {
@@ -682,7 +693,7 @@ impl Handover {
         }
     }
 
-    /// Whose data the successor has to have. A host that was given the writer and never opened has written nothing.
+    /// Whose data the successor has to have.
     fn wrote_last<'a>(&'a self, scene: &Scene<'a>) -> Option<&'a HostName> {
         scene.active.or(self.from.as_ref())
     }
@@ -762,6 +773,7 @@ impl Handover {
         };
         let (epoch, granters) = (turn.next(), turn.granters(to.host()));
         turn.slot.grant(proof, epoch, granters, true);
+        self.given = Some(to.host().clone());
         turn.decided(format!("The writer is given to {} ({})", to.host(), self.why));
         if !self.in_step {
             let short = self.short_of.take().or_else(|| self.force.then(|| "it was promoted by --force".to_owned()));
@@ -895,6 +907,12 @@ fn is_closed(scene: &Scene<'_>, host: &HostName, slot: &Slot) -> bool {
             let seen = h.report.and_then(|r| r.addresses.get(&scene.address)).map(|a| a.seen);
             h.agent_answers && seen == Some(slot.state.epoch)
         })
+}
+
+/// It has tried in vain. Without that it may be about to open.
+fn has_failed_to_open(scene: &Scene<'_>, host: &HostName, slot: &Slot) -> bool {
+    let tried = scene.hosts.get(host).and_then(|h| h.report).is_some_and(|r| !r.troubles.is_empty());
+    tried && is_closed(scene, host, slot)
 }
 
 /// The host has the address, and its server may be written to.

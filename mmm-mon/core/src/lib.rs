@@ -847,7 +847,7 @@ impl Core {
                 if let Some(before) = self.active.replace(to).and_then(|before| self.hosts.get_mut(&before)) {
                     before.facts.excuse_replication(now);
                 }
-                if let Some(ip) = self.writer_ip() {
+                if let Some(ip) = self.writer_ip().filter(|_| self.handover.request.is_none()) {
                     // The wish has come true; it must not call the role back after a failover.
                     self.intent.remove(&ip);
                 }
