@@ -12,6 +12,7 @@ pub mod frame;
 pub mod gtid;
 pub mod ids;
 pub mod order;
+pub mod position;
 pub mod refusals;
 pub mod report;
 pub mod safeguard;

@@ -5,6 +5,7 @@
 use crate::epoch::{Anchor, Epoch};
 use crate::gtid::Gtids;
 use crate::ids::{HostName, RoleName};
+use crate::position::Position;
 use crate::state::HostState;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,7 +101,7 @@ pub enum Work {
         timeout_ms: u64,
     },
     /// Wait until everything in `position` has been applied here (step 3).
-    CatchUp { position: Gtids, timeout_ms: u64 },
+    CatchUp { position: Position, timeout_ms: u64 },
     /// Stop fetching, apply everything that has been received, and tell the position (unplanned failover, step 3).
     /// A stopped SQL thread is started first; one that cannot go on is a failure, not "in sync".
     Drain { timeout_ms: u64 },

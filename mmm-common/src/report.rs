@@ -3,6 +3,7 @@
 use crate::epoch::{Anchor, Epoch};
 use crate::gtid::Gtids;
 use crate::ids::HostName;
+use crate::position::Position;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -176,7 +177,7 @@ pub enum TaskOutcome {
     Running,
     /// Done; the position is what the server had executed when it was done.
     Done {
-        position: Option<Gtids>,
+        position: Option<Position>,
     },
     Failed {
         why: String,

@@ -6,6 +6,7 @@
 use super::session::{Fields, QUERY, Session, Trouble};
 use super::{mariadb, mysql8, status};
 use mmm_common::gtid::Gtids;
+use mmm_common::position::LogPlace;
 use mmm_common::report::Writing;
 use status::Status;
 use std::time::Duration;
@@ -20,6 +21,8 @@ pub(super) enum Dialect {
 pub(super) struct Words {
     pub(super) vitals: &'static [&'static str],
     pub(super) status: &'static [&'static str],
+    /// The end of its own binary log.
+    pub(super) log_status: &'static [&'static str],
     pub(super) start: &'static [&'static str],
     pub(super) stop: &'static [&'static str],
     pub(super) start_sql: &'static [&'static str],
@@ -88,6 +91,14 @@ impl Session {
         let row =
             rows.first().ok_or_else(|| Trouble::Strange { why: "no row for the server's variables".to_owned() })?;
         self.dialect.vitals(row)
+    }
+
+    /// The end of the server's own binary log; None when it writes none.
+    pub(super) async fn log_end(&mut self) -> Result<Option<LogPlace>, Trouble> {
+        let rows = self.rows_of(QUERY, self.dialect.words().log_status).await?;
+        let place =
+            |row: &Fields| Ok(LogPlace { file: row.text(&["File"])?.to_owned(), pos: row.number(&["Position"])? });
+        rows.first().map(place).transpose()
     }
 
     /// The default replication connection; None when no source is configured.

@@ -15,6 +15,7 @@ pub(super) const WORDS: Words = Words {
     vitals: &["SELECT @@GLOBAL.read_only AS read_only, @@GLOBAL.log_bin AS log_bin, @@GLOBAL.server_id AS server_id, \
                @@GLOBAL.gtid_binlog_state AS binlog_state, @@GLOBAL.gtid_slave_pos AS slave_pos"],
     status: &["SHOW SLAVE STATUS"],
+    log_status: &["SHOW MASTER STATUS"],
     start: &["START SLAVE"],
     stop: &["STOP SLAVE"],
     start_sql: &["START SLAVE SQL_THREAD"],

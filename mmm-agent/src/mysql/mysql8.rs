@@ -18,6 +18,7 @@ pub(super) const WORDS: Words = Words {
          @@GLOBAL.gtid_mode AS gtid_mode, @@GLOBAL.gtid_executed AS executed",
     ],
     status: &["SHOW REPLICA STATUS", "SHOW SLAVE STATUS"],
+    log_status: &["SHOW BINARY LOG STATUS", "SHOW MASTER STATUS"],
     start: &["START REPLICA", "START SLAVE"],
     stop: &["STOP REPLICA", "STOP SLAVE"],
     start_sql: &["START REPLICA SQL_THREAD", "START SLAVE SQL_THREAD"],

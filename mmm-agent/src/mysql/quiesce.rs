@@ -7,14 +7,14 @@ use super::clients::{self, Client, LIST_AGE};
 use super::context::Context;
 use super::read_only;
 use super::session::{Session, Trouble};
-use mmm_common::gtid::Gtids;
+use mmm_common::position::{LogPosition, Position};
 use mmm_common::report::Writing;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-pub(super) async fn run(context: &Context, grace: Duration, limit: Duration) -> Result<Option<Gtids>, String> {
+pub(super) async fn run(context: &Context, grace: Duration, limit: Duration) -> Result<Option<Position>, String> {
     let deadline = Instant::now() + limit;
     let at = |what: &str, e: &Trouble| format!("quiesce at {}: {what}: {e}", context.server.place);
     let mut session = context.take(&context.task).await.map_err(|e| at("no login", &e))?;
@@ -78,24 +78,41 @@ async fn quiet_moment(context: &Context, session: &mut Session, grace: Duration)
 }
 
 /// The server is read-only: what could still write or hang is closed, and the position is read until it stands still.
-async fn close_and_read(context: &Context, session: &mut Session, deadline: Instant) -> Result<Option<Gtids>, String> {
+async fn close_and_read(
+    context: &Context,
+    session: &mut Session,
+    deadline: Instant,
+) -> Result<Option<Position>, String> {
     let at = |what: &str, e: &Trouble| format!("quiesce at {}: {what}: {e}", context.server.place);
     close_clients(context, session, deadline).await.map_err(|e| at("sessions could not be closed", &e))?;
-    let mut last = session.vitals().await.map_err(|e| at("position could not be read", &e))?;
+    let mut last = position(context, session).await.map_err(|e| at("position could not be read", &e))?;
     loop {
         sleep(Duration::from_millis(2)).await;
-        let now = session.vitals().await.map_err(|e| at("position could not be read", &e))?;
-        if now.writing != Writing::ReadOnly {
+        let now = position(context, session).await.map_err(|e| at("position could not be read", &e))?;
+        if now.0 != Writing::ReadOnly {
             return Err(format!("quiesce at {}: somebody switched read_only off", context.server.place));
         }
         if now == last {
-            return Ok(now.executed);
+            return Ok(now.1);
         }
         if Instant::now() >= deadline {
             return Err(format!("quiesce at {}: its position does not stand still", context.server.place));
         }
         last = now;
     }
+}
+
+/// By GTID, or else in its own binary log.
+async fn position(context: &Context, session: &mut Session) -> Result<(Writing, Option<Position>), Trouble> {
+    let vitals = session.vitals().await?;
+    let position = match vitals.executed {
+        Some(gtids) => Some(Position::Gtids(gtids)),
+        None => {
+            let end = session.log_end().await?;
+            end.map(|place| Position::Log(LogPosition { host: context.config.this.clone(), place }))
+        }
+    };
+    Ok((vitals.writing, position))
 }
 
 async fn close_clients(context: &Context, session: &mut Session, deadline: Instant) -> Result<(), Trouble> {

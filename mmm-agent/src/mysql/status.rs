@@ -6,27 +6,14 @@
 use super::dialect::union;
 use super::session::{Fields, Trouble};
 use mmm_common::gtid::Gtids;
+use mmm_common::position::LogPlace;
 use mmm_common::report::ReplicationReport;
-use std::fmt;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IoThread {
     Running,
     Connecting,
     Stopped,
-}
-
-/// A place in a log: the source's binary log, or the relay log.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct LogPosition {
-    pub(super) file: String,
-    pub(super) pos: u64,
-}
-
-impl fmt::Display for LogPosition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.pos)
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,9 +27,10 @@ pub(super) struct Status {
     /// What the relay log has brought, as the server says it. A restarted MariaDB does not know (`relay::complete`).
     pub(super) received: Option<Gtids>,
     /// Where the SQL thread stands in the relay log.
-    pub(super) relay: LogPosition,
-    read: LogPosition,
-    applied: LogPosition,
+    pub(super) relay: LogPlace,
+    read: LogPlace,
+    /// Up to where in the source's binary log it has applied.
+    pub(super) applied: LogPlace,
     behind_s: Option<u64>,
     pub(super) io_error: String,
     pub(super) sql_error: String,
@@ -71,15 +59,12 @@ impl Status {
             sql: row.text(&["Replica_SQL_Running", "Slave_SQL_Running"])? == "Yes",
             by_gtid: false,
             received: None,
-            relay: LogPosition {
-                file: row.text(&["Relay_Log_File"])?.to_owned(),
-                pos: row.number(&["Relay_Log_Pos"])?,
-            },
-            read: LogPosition {
+            relay: LogPlace { file: row.text(&["Relay_Log_File"])?.to_owned(), pos: row.number(&["Relay_Log_Pos"])? },
+            read: LogPlace {
                 file: row.text(&["Source_Log_File", "Master_Log_File"])?.to_owned(),
                 pos: row.number(&["Read_Source_Log_Pos", "Read_Master_Log_Pos"])?,
             },
-            applied: LogPosition {
+            applied: LogPlace {
                 file: row.text(&["Relay_Source_Log_File", "Relay_Master_Log_File"])?.to_owned(),
                 pos: row.number(&["Exec_Source_Log_Pos", "Exec_Master_Log_Pos"])?,
             },

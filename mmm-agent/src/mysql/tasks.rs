@@ -6,10 +6,12 @@
 use super::clients::{self, Client};
 use super::context::Context;
 use super::dialect::Dialect;
+use super::follow::is_source;
 use super::relay;
 use super::session::{QUERY, Session, Trouble};
 use super::status::{IoThread, Status};
 use mmm_common::gtid::Gtids;
+use mmm_common::position::{LogPosition, Position};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -64,6 +66,38 @@ pub(super) async fn catch_up(context: &Context, position: &Gtids, limit: Duratio
             return Err(at(&format!("{rest} after {} ms", limit.as_millis())));
         }
         sleep(POLL).await;
+    }
+}
+
+/// As [`catch_up`], for servers without GTIDs: by the place that the SQL thread has reached in the old master's log.
+pub(super) async fn catch_up_in_log(
+    context: &Context,
+    position: &LogPosition,
+    limit: Duration,
+) -> Result<Position, String> {
+    let deadline = Instant::now() + limit;
+    let at = |what: &str| format!("catching up at {}: {what}", context.server.place);
+    let Some(old) = context.config.cluster.hosts.get(&position.host) else {
+        return Err(at(&format!("[host.{}] is not in the configuration", position.host)));
+    };
+    let mut session = context.take(&context.task).await.map_err(|e| at(&format!("no login: {e}")))?;
+    loop {
+        let status = session.status().await.map_err(|e| at(&e.to_string()))?;
+        let s = status.ok_or_else(|| at("no replication is configured"))?;
+        if !is_source(&s, old) {
+            return Err(at(&format!("it replicates from {}:{}, not from {}", s.source, s.port, position.host)));
+        }
+        let rest = format!("it has applied up to {} of {}", s.applied, position.place);
+        match s.applied.reaches(&position.place) {
+            Some(true) => {
+                context.task.put(session);
+                return Ok(Position::Log(LogPosition { host: position.host.clone(), place: s.applied }));
+            }
+            _ if !s.sql => return Err(at(&format!("{rest}; the SQL thread does not run: {}", s.why_sql_stopped()))),
+            Some(false) if Instant::now() < deadline => sleep(POLL).await,
+            Some(false) => return Err(at(&format!("{rest} after {} ms", limit.as_millis()))),
+            None => return Err(at(&format!("{rest}, which are not of one log"))),
+        }
     }
 }
 

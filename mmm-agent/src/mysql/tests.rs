@@ -11,6 +11,7 @@ use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{Task, Work};
+use mmm_common::position::Position;
 use mmm_common::report::{Life, ServerReport, TaskOutcome, Writing};
 use mmm_common::state::{HostMode, RoleMode};
 use mysql_async::Conn;
@@ -35,6 +36,7 @@ macro_rules! stories {
 }
 
 mod fetch;
+mod log_position;
 mod relay_log;
 mod saturated;
 mod semisync;
@@ -157,6 +159,10 @@ impl Side {
     }
 
     async fn task(&mut self, work: Work) -> Result<Option<Gtids>, String> {
+        Ok(self.task_at(work).await?.and_then(|at| at.gtids().cloned()))
+    }
+
+    async fn task_at(&mut self, work: Work) -> Result<Option<Position>, String> {
         self.tasks += 1;
         let id = Epoch(self.tasks);
         self.database.queue(Step::Task(Task { id, work }));
@@ -189,7 +195,7 @@ async fn catch_up_with(db: &Instance) -> Work {
 }
 
 fn catch_up(position: Option<Gtids>) -> Work {
-    Work::CatchUp { position: position.unwrap(), timeout_ms: 5000 }
+    Work::CatchUp { position: position.unwrap().into(), timeout_ms: 5000 }
 }
 
 // lessons.md 17
@@ -598,13 +604,13 @@ async fn a_long_task_holds_nothing_up_and_a_new_one_ends_it(kind: &str) {
         Gtids::MariaDb(_) => Gtids::MariaDb("0-1-9000".parse().unwrap()),
         Gtids::MySql(_) => Gtids::MySql("3e11fa47-71ca-11e1-9e33-c80aa9429562:1-9000".parse().unwrap()),
     };
-    let long = Task { id: Epoch(100), work: Work::CatchUp { position: never.clone(), timeout_ms: 60_000 } };
+    let long = Task { id: Epoch(100), work: Work::CatchUp { position: never.clone().into(), timeout_ms: 60_000 } };
     side.database.queue(Step::Task(long));
     let begun = Instant::now();
     side.step(writable()).await.unwrap();
     side.step(Step::ReadOnly).await.unwrap();
     assert!(begun.elapsed() < 2 * SECOND, "{:?}", begun.elapsed());
-    let short = Task { id: Epoch(101), work: Work::CatchUp { position: never, timeout_ms: 300 } };
+    let short = Task { id: Epoch(101), work: Work::CatchUp { position: never.into(), timeout_ms: 300 } };
     side.database.queue(Step::Task(short));
     let mut ends = Vec::new();
     while ends.len() < 2 {

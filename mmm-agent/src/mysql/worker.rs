@@ -9,6 +9,7 @@ use mmm_agent_core::io::{Input, Step};
 use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
 use mmm_common::order::{Task, Work};
+use mmm_common::position::Position;
 use mmm_common::report::TaskOutcome;
 use std::collections::VecDeque;
 use std::future::Future;
@@ -222,17 +223,25 @@ impl Worker {
     }
 }
 
-async fn work(context: &Context, work: Work) -> Result<Option<Gtids>, String> {
+async fn work(context: &Context, work: Work) -> Result<Option<Position>, String> {
     match work {
         Work::Quiesce { grace_ms, timeout_ms } => {
             quiesce::run(context, Duration::from_millis(grace_ms), Duration::from_millis(timeout_ms)).await
         }
         Work::CatchUp { position, timeout_ms } => {
-            tasks::catch_up(context, &position, Duration::from_millis(timeout_ms)).await
+            let limit = Duration::from_millis(timeout_ms);
+            match position {
+                Position::Gtids(gtids) => tasks::catch_up(context, &gtids, limit).await.map(by_gtid),
+                Position::Log(log) => tasks::catch_up_in_log(context, &log, limit).await.map(Some),
+            }
         }
-        Work::Drain { timeout_ms } => tasks::drain(context, Duration::from_millis(timeout_ms)).await,
+        Work::Drain { timeout_ms } => tasks::drain(context, Duration::from_millis(timeout_ms)).await.map(by_gtid),
         Work::Fetch { from, position, timeout_ms } => {
-            fetch::fetch(context, &from, &position, Duration::from_millis(timeout_ms)).await
+            fetch::fetch(context, &from, &position, Duration::from_millis(timeout_ms)).await.map(by_gtid)
         }
     }
+}
+
+fn by_gtid(gtids: Option<Gtids>) -> Option<Position> {
+    gtids.map(Position::Gtids)
 }

@@ -9,6 +9,7 @@ use mmm_common::config::Cluster;
 use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
+use mmm_common::position::Position;
 use mmm_common::report::TaskOutcome;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -201,7 +202,7 @@ fn has(scene: &Scene<'_>, other: &HostName, mine: &Gtids, (task, old): (Epoch, O
     let lacking = |theirs: Option<&Gtids>| theirs.map_or(Some(0), |theirs| mine.missing(theirs));
     let covered = lacking(server.executed.as_ref()) == Some(0) && lacking(received) == Some(0);
     match outcome_of(scene, other, task) {
-        Some(TaskOutcome::Done { position: Some(position) }) => match mine.missing(position) {
+        Some(TaskOutcome::Done { position: Some(Position::Gtids(position)) }) => match mine.missing(position) {
             Some(0) => Has::Nothing,
             Some(_) => more(other, mine, position, old),
             None => Has::Stuck(format!("{other} has GTIDs of another kind")),
@@ -214,7 +215,9 @@ fn has(scene: &Scene<'_>, other: &HostName, mine: &Gtids, (task, old): (Epoch, O
         Some(TaskOutcome::Running) if covered && server.replication.as_ref().is_some_and(|r| !r.io_running) => {
             Has::Nothing
         }
-        Some(TaskOutcome::Done { position: None } | TaskOutcome::Running) | None => Has::NotKnownYet,
+        Some(TaskOutcome::Done { position: Some(Position::Log(_)) | None } | TaskOutcome::Running) | None => {
+            Has::NotKnownYet
+        }
     }
 }
 

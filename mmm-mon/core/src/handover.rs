@@ -14,6 +14,7 @@ use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{Task, Work};
+use mmm_common::position::Position;
 use mmm_common::report::{Report, SemiSync, TaskOutcome, Writing};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -43,7 +44,7 @@ pub(crate) enum Phase {
     /// Planned, step 2: the old master is being closed for writes.
     Quiescing { to: Eligible, task: Epoch, since: Millis },
     /// Planned, step 3: the target applies everything up to the old master's last position.
-    CatchingUp { to: Eligible, task: Epoch, position: Gtids, since: Millis },
+    CatchingUp { to: Eligible, task: Epoch, position: Position, since: Millis },
     /// Nobody may hold the address but the target: wait for the release, the end of the lease, or a kill.
     Fencing { to: Eligible, in_step: bool },
     /// Unplanned, step 3: the target, and every other replica, applies everything it has received.
@@ -324,15 +325,21 @@ impl Handover {
                 match outcome {
                     Some(TaskOutcome::Done { position: Some(position) }) => {
                         let task = turn.next();
-                        turn.decided(format!(
-                            "{} is closed at {position}: {} catches up",
-                            self.old_master(),
-                            to.host()
-                        ));
+                        let old = self.old_master();
+                        let limits = match position {
+                            Position::Gtids(_) => String::new(),
+                            Position::Log(_) => format!(
+                                ". Without GTIDs only the writer moves: who replicates from {old} goes on doing so, and a failover could compare nothing"
+                            ),
+                        };
+                        turn.decided(format!("{old} is closed at {position}: {} catches up{limits}", to.host()));
                         self.phase = Phase::CatchingUp { to, task, position: position.clone(), since: now };
                     }
                     Some(TaskOutcome::Done { position: None }) => {
-                        let why = format!("{} tells no GTID position; enable GTID replication", self.old_master());
+                        let why = format!(
+                            "{} tells no position: it needs log_bin, and should replicate by GTID",
+                            self.old_master()
+                        );
                         self.fail(Some(now), &why, turn);
                     }
                     Some(TaskOutcome::Failed { why }) => {
@@ -371,7 +378,7 @@ impl Handover {
                 }
                 match outcome_of(scene, to.host(), task) {
                     Some(TaskOutcome::Done { position }) => {
-                        let position = position.clone();
+                        let position = position.as_ref().and_then(Position::gtids).cloned();
                         self.phase = Phase::Gathering { to, task, since, position, gather };
                     }
                     Some(TaskOutcome::Failed { why }) => {
@@ -410,7 +417,7 @@ impl Handover {
                 }
                 match outcome_of(scene, to.host(), task) {
                     Some(TaskOutcome::Done { position }) => {
-                        let position = position.clone();
+                        let position = position.as_ref().and_then(Position::gtids).cloned();
                         self.phase = Phase::Gathering { to, task: drain, since, position, gather };
                     }
                     Some(TaskOutcome::Failed { why }) => {
@@ -462,11 +469,10 @@ impl Handover {
                     } else {
                         self.end(Ok(()), turn);
                     }
-                } else if let Some(other) = scene
-                    .wish
-                    .host
-                    .clone()
-                    .filter(|w| self.request.is_some() && *w.host() != to && has_failed_to_open(scene, &to, turn.slot))
+                } else if let Some(other) =
+                    scene.wish.host.clone().filter(|w| {
+                        self.request.is_some() && *w.host() != to && has_failed_to_open(scene, &to, turn.slot)
+                    })
                 {
                     self.go_elsewhere(scene, &to, other, turn);
                 } else if now.since(since) >= OPEN_WITHIN {

@@ -249,11 +249,12 @@ impl World {
         let executed = host.server.gtids(&host.server.executed);
         let ready = match &task.work {
             Work::Quiesce { .. } => true,
-            Work::CatchUp { position, .. } | Work::Fetch { position, .. } => executed.contains(position) == Some(true),
+            Work::CatchUp { position, .. } => position.gtids().and_then(|p| executed.contains(p)) == Some(true),
+            Work::Fetch { position, .. } => executed.contains(position) == Some(true),
             Work::Drain { .. } => executed.contains(&host.server.gtids(&host.server.received)) == Some(true),
         };
         let outcome = if ready {
-            TaskOutcome::Done { position: Some(executed) }
+            TaskOutcome::Done { position: Some(executed.into()) }
         } else if now >= host.server.task_until {
             TaskOutcome::Failed { why: "not in time".into() }
         } else {

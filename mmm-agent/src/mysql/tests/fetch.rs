@@ -147,7 +147,7 @@ async fn tagged_transactions_are_missed_counted_and_fetched() {
     db3.until("tagged", |r| r.executed.as_ref().is_some_and(|g| g.to_string().contains(":mmm:1"))).await;
     let position = db3.last.executed.clone().unwrap();
     three.side2.until("seen", |r| r.executed.as_ref().and_then(|g| g.missing(&position)) == Some(5)).await;
-    let why = three.side2.task(Work::CatchUp { position: position.clone(), timeout_ms: 100 }).await.unwrap_err();
+    let why = three.side2.task(Work::CatchUp { position: position.clone().into(), timeout_ms: 100 }).await.unwrap_err();
     assert!(why.contains("5 transactions missing"), "{why}");
     three.side2.task(fetch("db3", &position, 8000)).await.unwrap();
     assert_eq!(three.db2.sql("SELECT COUNT(*) FROM app.t").await, "7");

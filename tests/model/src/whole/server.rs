@@ -181,13 +181,12 @@ impl Server {
         let ready = self.answers()
             && match &task.work {
                 Work::Quiesce { .. } => true,
-                Work::CatchUp { position, .. } | Work::Fetch { position, .. } => {
-                    executed.contains(position) == Some(true)
-                }
+                Work::CatchUp { position, .. } => position.gtids().and_then(|p| executed.contains(p)) == Some(true),
+                Work::Fetch { position, .. } => executed.contains(position) == Some(true),
                 Work::Drain { .. } => executed.contains(&gtids(&self.received)) == Some(true),
             };
         let outcome = if ready {
-            TaskOutcome::Done { position: Some(executed) }
+            TaskOutcome::Done { position: Some(executed.into()) }
         } else if now >= self.task_until {
             TaskOutcome::Failed { why: "not in time".to_owned() }
         } else {
