@@ -45,6 +45,8 @@ pub struct LabConfig {
     pub id: Option<String>,
     /// What [`Server::find`] understands: `mariadb`, `mariadb-11.8`, `mysql-9.7`, a path.
     pub server: String,
+    /// Replication by GTID; false, MySQL only: by file and position.
+    pub gtids: bool,
     /// Start `mmm_agentd` on every database host and `mmm_mond` on `mon`.
     pub daemons: bool,
     pub semisync: bool,
@@ -62,6 +64,7 @@ impl Default for LabConfig {
         LabConfig {
             id: None,
             server: std::env::var("MMM_LAB_SERVER").unwrap_or_else(|_| "mariadb".to_owned()),
+            gtids: true,
             daemons: true,
             semisync: true,
             sides: Sides::InFile,
@@ -111,6 +114,7 @@ impl Lab {
         }
         sweep();
         let server = Server::find(&config.server)?;
+        let server = if config.gtids { server } else { server.without_gtids()? };
         server.template()?;
         let bin_dir = if config.daemons { Some(bin_dir()?) } else { None };
         let (id, dir) = claim(config.id)?;
@@ -361,34 +365,6 @@ impl Lab {
         server::session(&self.socket(host), statements, Duration::from_secs(10)).with_context(|| format!("on {host}"))
     }
 
-    /// The server is thrown away and made from the template again, as one that follows `master`, from which it then
-    /// fetches everything. It is not durable meanwhile, see [`Lab::make_durable`].
-    pub fn make_server_anew(&self, host: &str, master: &str, settings: Settings) -> Result<()> {
-        let dir = self.dir.join(host);
-        if self.process(host, "mysqld").is_ok() {
-            self.kill(host, "mysqld")?;
-        }
-        for old in ["data", "tmp"] {
-            fs::remove_dir_all(dir.join(old)).with_context(|| format!("remove {old} of {host}"))?;
-        }
-        let old_id = server_id(&dir.join("my.cnf"))?;
-        self.state.server.prepare(host, &dir, settings)?;
-        let file = dir.join("my.cnf");
-        let (text, fresh_id) = (fs::read_to_string(&file)?, server_id(&file)?);
-        // MySQL does not fetch what a server of its own id has written, so it could not get back its own old rows.
-        fs::write(&file, text.replace(&format!("server-id={fresh_id}\n"), &format!("server-id={}\n", old_id + 10)))?;
-        self.start_mysqld(host)?;
-        self.make_durable(host, false)?;
-        self.state.server.follow(&self.socket(host), master)
-    }
-
-    /// Whether every commit is synced to disk.
-    pub fn make_durable(&self, host: &str, durable: bool) -> Result<()> {
-        let (sync, flush) = if durable { (1, 1) } else { (0, 2) };
-        self.mysql(host, &format!("SET GLOBAL sync_binlog={sync}"))?;
-        self.mysql(host, &format!("SET GLOBAL innodb_flush_log_at_trx_commit={flush}")).map(drop)
-    }
-
     /// Both replication threads run; the error says what does not.
     pub fn replicates(&self, host: &str) -> Result<()> {
         let status = self.replication(host)?;
@@ -436,11 +412,34 @@ impl Lab {
     /// Starts the server and waits until it answers.
     pub fn start_mysqld(&self, host: &str) -> Result<()> {
         let dir = self.dir.join(host);
-        if let Some(running) = Running::load(&dir.join("mysqld.run")) {
-            bail!("the server on {host} runs already (pid {})", running.pid);
-        }
-        let running = self.state.server.start(&self.network.netns(host), &dir)?;
+        let running = {
+            let _lock = server::lock_service(&dir)?;
+            if let Some(running) = Running::load(&dir.join("mysqld.run")) {
+                bail!("the server on {host} runs already (pid {})", running.pid);
+            }
+            server::forget_stopped(&dir)?;
+            self.state.server.start(&self.network.netns(host), &dir)?
+        };
         self.wait_ready(host, running)
+    }
+
+    /// What a service manager does for a server that has died: starts it, but not one that mmm_helperd has stopped or
+    /// that runs already. Gives whether it has started it.
+    pub fn revive_mysqld(&self, host: &str) -> Result<bool> {
+        let dir = self.dir.join(host);
+        let running = {
+            let _lock = server::lock_service(&dir)?;
+            if server::was_stopped(&dir) || Running::load(&dir.join("mysqld.run")).is_some() {
+                return Ok(false);
+            }
+            self.state.server.start(&self.network.netns(host), &dir)?
+        };
+        self.wait_ready(host, running).map(|()| true)
+    }
+
+    /// Whether mmm_helperd has stopped the server, and nobody has started it since.
+    pub fn is_stopped_by_helper(&self, host: &str) -> bool {
+        server::was_stopped(&self.dir.join(host))
     }
 
     /// Ends the server cleanly and starts it with its data directory on a disk that has only `megabytes` left. Gives
@@ -602,10 +601,10 @@ impl Lab {
 
     /// What runs, for `mmm-lab status`: host, program, pid.
     pub fn running(&self) -> Vec<(&'static str, &'static str, Option<i32>)> {
-        let agents = if self.state.daemons { Some("mmm_agentd") } else { None };
+        let daemons: &[&'static str] = if self.state.daemons { &["mmm_helperd", "mmm_agentd"] } else { &[] };
         let monitor = if self.state.daemons { Some((MONITOR, "mmm_mond")) } else { None };
         DB.into_iter()
-            .flat_map(|host| [Some("mysqld"), agents].into_iter().flatten().map(move |program| (host, program)))
+            .flat_map(|host| ["mysqld"].iter().chain(daemons).map(move |program| (host, *program)))
             .chain(monitor)
             .map(|(host, program)| (host, program, Running::load(&self.run_file(host, program)).map(|r| r.pid)))
             .collect()
@@ -677,13 +676,6 @@ impl Drop for Lab {
             }
         }
     }
-}
-
-/// The number in a my.cnf.
-fn server_id(file: &Path) -> Result<u32> {
-    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-    let id = text.lines().find_map(|l| l.strip_prefix("server-id=")?.parse().ok());
-    id.with_context(|| format!("{} has no server-id", file.display()))
 }
 
 /// A host's state in the answer to `show`.
@@ -806,9 +798,11 @@ fn tear_down(dir: &Path, network: &Network, keep_logs: bool) -> Result<()> {
     }
     network.down()?;
     if keep_logs {
-        for host in DB {
-            for big in ["data", "tmp"] {
-                let _ = fs::remove_dir_all(dir.join(host).join(big));
+        // The data, what a copy has left beside them, and what was temporary.
+        for entry in DB.iter().filter_map(|host| fs::read_dir(dir.join(host)).ok()).flat_map(Iterator::flatten) {
+            let name = entry.file_name();
+            if name.to_string_lossy().starts_with("data") || name == "tmp" {
+                let _ = fs::remove_dir_all(entry.path());
             }
         }
         // Without it the folder is no lab any more.

@@ -3,6 +3,10 @@
 //! and never in a hang. MMM_LAB_DATA_RUNS is how many moves and kills a campaign has (2 unless it is set); for long ones
 //! use the program.
 
+#[path = "lab_data/conflicts.rs"]
+mod conflicts;
+#[path = "lab_data/positions.rs"]
+mod positions;
 #[path = "lab_data/sessions.rs"]
 mod sessions;
 

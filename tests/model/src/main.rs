@@ -173,7 +173,7 @@ fn explore(rules: &Rules, arguments: &Arguments) -> Outcome {
     }
 }
 
-/// Safeguards are removed for a whole process, and so are the answers remembered: one process each.
+/// Safeguards are removed for a whole process: one process each.
 fn all(arguments: &Arguments) -> Result<()> {
     let program = std::env::current_exe().context("this program's own path")?;
     let mut failed = Vec::new();

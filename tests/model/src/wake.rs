@@ -166,7 +166,7 @@ pub(crate) struct Allowed {
 
 pub(crate) fn allows(a: &Agent, ttl: i8) -> Allowed {
     ALLOWED.with_borrow_mut(|memory| {
-        *memory.entry(*a).or_insert_with(|| {
+        *memory.entry((*a, ttl)).or_insert_with(|| {
             let slot = address(a, ttl);
             Allowed { add: slot.may_add(NOW), keep: slot.has_right(NOW, LEAD) }
         })
@@ -293,10 +293,11 @@ pub(crate) enum Told {
 /// The slot after that, and what was said, if that was asked for. None: nothing proves that the grant is safe.
 type Said = Option<(Decided, Option<Told>)>;
 
-/// From memory, if it was asked before. One process checks with one quarantine.
+/// From memory, if it was asked before.
 pub(crate) fn asked(d: &Decided, word: Word, quarantine: i8) -> Said {
-    DECIDED
-        .with_borrow_mut(|memory| memory.entry((d.clone(), word)).or_insert_with(|| ask(d, word, quarantine)).clone())
+    DECIDED.with_borrow_mut(|memory| {
+        memory.entry((d.clone(), word, quarantine)).or_insert_with(|| ask(d, word, quarantine)).clone()
+    })
 }
 
 fn ask(d: &Decided, word: Word, quarantine: i8) -> Said {
@@ -319,10 +320,11 @@ fn ask(d: &Decided, word: Word, quarantine: i8) -> Said {
     Some((decided(slot), said))
 }
 
+// With the ttl or the quarantine: the thread that tells a run's paths outlives it, and the next run has others.
 thread_local! {
-    static AGENTS: RefCell<HashMap<(Agent, Question), Agent>> = RefCell::default();
-    static ALLOWED: RefCell<HashMap<Agent, Allowed>> = RefCell::default();
-    static DECIDED: RefCell<HashMap<(Decided, Word), Said>> = RefCell::default();
+    static AGENTS: RefCell<HashMap<(Agent, Question, i8), Agent>> = RefCell::default();
+    static ALLOWED: RefCell<HashMap<(Agent, i8), Allowed>> = RefCell::default();
+    static DECIDED: RefCell<HashMap<(Decided, Word, i8), Said>> = RefCell::default();
 }
 
 /// What can happen to an agent.
@@ -332,10 +334,10 @@ pub(crate) enum Question {
     Vouched { by: Id, at: Anchor, asked: u8 },
 }
 
-/// `obey` or `vouched`, from memory if it was asked before. One process checks with one ttl.
+/// `obey` or `vouched`, from memory if it was asked before.
 pub(crate) fn becomes(a: &Agent, question: Question, ttl: i8) -> Agent {
     AGENTS.with_borrow_mut(|memory| {
-        *memory.entry((*a, question)).or_insert_with(|| match question {
+        *memory.entry((*a, question, ttl)).or_insert_with(|| match question {
             Question::Obey { seen, grant } => obey(a, seen, grant, ttl),
             Question::Vouched { by, at, asked } => vouched(a, by, at, asked, ttl),
         })

@@ -335,7 +335,7 @@ fn prove_data(asked: Data) -> Result<ExitCode> {
 
 fn status(lab: &Lab) -> Result<()> {
     println!("Lab {} in {}, server {}", lab.id(), lab.dir().display(), lab.server().version);
-    println!("\n  {:<6} {:<14} {:<36} addresses", "host", "own address", "programs (pid)");
+    println!("\n  {:<6} {:<14} {:<62} addresses", "host", "own address", "programs (pid)");
     for host in hosts() {
         let running = lab.running();
         let programs: Vec<String> = running
@@ -354,7 +354,7 @@ fn status(lab: &Lab) -> Result<()> {
             .filter(|(_, ip)| there.contains(&(*ip).into()))
             .map(|(role, ip)| format!("{role}({ip})"))
             .collect();
-        println!("  {host:<6} {:<14} {:<36} {}", ip_of(host)?, programs.join(", "), roles.join(", "));
+        println!("  {host:<6} {:<14} {:<62} {}", ip_of(host)?, programs.join(", "), roles.join(", "));
     }
     println!("  {:<6} {GATEWAY_IP}", "gw");
     for (from, to) in lab.network().cuts() {

@@ -1,11 +1,12 @@
 //! The chaos campaign: a lab in which faults drawn from a seed happen to real servers and the real daemons, while
 //! clients write numbered rows and watchers look at kernels, servers and the wire. What it proves is in chaos/verdict.rs.
 //!
-//! It ends: every fault is healed after its time, every wait has a limit, and an operator (a thread of its own) sets
-//! waiting hosts online, starts what died, and makes a host anew that has rows which the others lack. It never touches
-//! a host's state in any other way while it looks at it.
+//! It ends: every fault is healed after its time, every wait has a limit, and an operator (a thread of its own, see
+//! chaos/operator.rs) sees to what waits for one, by the product's own commands. It never touches a host's state in any
+//! other way while it looks at it.
 
 mod holders;
+mod operator;
 mod plan;
 mod verdict;
 mod wire;
@@ -17,7 +18,6 @@ use super::client::{Client, ClientConfig};
 use super::configs::Extra;
 use super::network::{APP, DB, GATEWAY, MONITOR};
 use super::process;
-use super::server::{Settings, Sides};
 use super::{Lab, LabConfig, wait_for};
 use anyhow::{Context as _, Result, anyhow, bail};
 use holders::ServerState;
@@ -34,12 +34,7 @@ use std::time::{Duration, Instant};
 const CONVERGE: Duration = Duration::from_secs(120);
 /// How long the next faults are put off for a cluster that does not serve yet.
 const SETTLE: Duration = Duration::from_secs(40);
-/// A host must be shown as having rows of its own for so long before it is made anew.
-const EXTRA_FOR: Duration = Duration::from_secs(6);
-/// Without a writer for so long, far longer than any fault, the operator forces one, and the verdict says so.
-const STUCK: Duration = Duration::from_secs(75);
 const ROUND_TRIP: Duration = Duration::from_millis(500);
-const SETTINGS: Settings = Settings { semisync: true, sides: Sides::InFile, durable: true };
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -73,8 +68,6 @@ pub fn run(config: &Config) -> Result<Verdict> {
     let mut verdict = None;
     let lab = LabConfig {
         server: config.server.clone(),
-        semisync: SETTINGS.semisync,
-        durable: SETTINGS.durable,
         extra: config.extra.clone(),
         log: std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()),
         print_logs: false,
@@ -189,11 +182,13 @@ struct Done {
     left_out: bool,
 }
 
-/// A host that was made anew, because it had rows that the active master lacked.
+/// A host was brought in line with the active master, and what only it had was discarded.
 #[derive(Clone, Debug)]
 struct Anew {
     at: Instant,
     host: &'static str,
+    /// The operator's command.
+    how: String,
     /// Rows that were on it and not on the active master, by the clients' numbers.
     extra: BTreeSet<u64>,
 }
@@ -225,8 +220,6 @@ struct Field<'a> {
     wrongs: Mutex<Vec<String>>,
     /// The hosts' states, as `show` had them last.
     online: Mutex<BTreeMap<&'static str, String>>,
-    /// Hosts that were made anew and have not fetched everything yet.
-    catching_up: Mutex<BTreeSet<&'static str>>,
 }
 
 fn campaign(lab: &Lab, config: &Config) -> Result<Verdict> {
@@ -254,7 +247,7 @@ fn campaign(lab: &Lab, config: &Config) -> Result<Verdict> {
             let work = move || holders::ask(lab, host, &field.stop, &field.servers[n], &field.timeline);
             ask.push(s.spawn(work));
         }
-        let operator = s.spawn(move || operate(field));
+        let operator = s.spawn(move || operator::operate(field, config.seed));
         let worked = make_trouble(field, config);
         let converged = converge(field);
         let mut journals = Vec::new();
@@ -372,7 +365,6 @@ impl<'a> Field<'a> {
             anew: Mutex::default(),
             wrongs: Mutex::default(),
             online: Mutex::default(),
-            catching_up: Mutex::default(),
         }
     }
 
@@ -398,6 +390,7 @@ impl<'a> Field<'a> {
         match program {
             Program::Mysqld(who) => (self.host(who), "mysqld"),
             Program::Agent(who) => (self.host(who), "mmm_agentd"),
+            Program::Helper(who) => (self.host(who), "mmm_helperd"),
             Program::Monitor => (MONITOR, "mmm_mond"),
         }
     }
@@ -495,8 +488,17 @@ impl<'a> Field<'a> {
 
     fn start(&self, host: &'static str, name: &str) -> Result<()> {
         let started = match name {
-            "mysqld" => self.lab.start_mysqld(host),
+            "mysqld" => match self.lab.revive_mysqld(host) {
+                Ok(true) => Ok(()),
+                // The product has stopped it for a copy and starts it, or has started it already.
+                Ok(false) => {
+                    self.timeline.note(format!("{name} on {host} is not started: it is mmm_helperd's"));
+                    Ok(())
+                }
+                Err(e) => Err(e),
+            },
             "mmm_agentd" => self.lab.start_agent(host),
+            "mmm_helperd" => self.lab.start_helper(host),
             _ => self.lab.start_monitor(),
         };
         if let Err(e) = &started {
@@ -564,9 +566,6 @@ impl<'a> Field<'a> {
                 bail!("{host} is {state}");
             }
         }
-        if let Some(host) = lock(&self.catching_up).first() {
-            bail!("{host} was made anew and has not caught up");
-        }
         self.lab.serving().map(drop)
     }
 }
@@ -582,154 +581,7 @@ impl Drop for Claim<'_> {
     }
 }
 
-// ---- the operator ------------------------------------------------------------------------------------------------
-
-/// What an attentive operator does, until told to stop.
-fn operate(field: &Field<'_>) {
-    let mut extra_since: BTreeMap<&'static str, Instant> = BTreeMap::new();
-    let mut asked: BTreeMap<&'static str, Instant> = BTreeMap::new();
-    let mut no_writer: Option<Instant> = None;
-    let mut io_stopped: BTreeMap<&'static str, Instant> = BTreeMap::new();
-    while !field.stop.load(Ordering::Relaxed) {
-        thread::sleep(ROUND_TRIP);
-        start_what_died(field);
-        let Ok(show) = field.lab.control(&["show"]) else { continue };
-        let states: BTreeMap<&'static str, String> =
-            DB.into_iter().filter_map(|h| Some((h, super::state_in(&show.text, h)?))).collect();
-        if states.len() == DB.len() {
-            *lock(&field.online) = states.clone();
-        }
-        for (host, state) in &states {
-            let has_extra = show.text.lines().any(|l| l.contains(&format!("Warning: host {host} has ")));
-            if !has_extra {
-                extra_since.remove(host);
-            }
-            let since = *extra_since.entry(host).or_insert_with(Instant::now);
-            if has_extra && since.elapsed() > EXTRA_FOR && state != "ONLINE" {
-                extra_since.remove(host);
-                match make_anew(field, host) {
-                    Ok(()) => {}
-                    Err(e) => field.timeline.say(format!("operator: {host} is not made anew now: {e:#}")),
-                }
-                continue;
-            }
-            if !has_extra {
-                extra_since.remove(host);
-            }
-            let waits = match state.as_str() {
-                "AWAITING_RECOVERY" => !has_extra,
-                "ADMIN_OFFLINE" => !lock(&field.busy).contains(&(host, "offline")),
-                _ => false,
-            };
-            if waits && asked.get(host).is_none_or(|at| at.elapsed() > Duration::from_secs(2)) {
-                asked.insert(host, Instant::now());
-                let answer = field.lab.control(&["set_online", host]);
-                let answer = answer.map_or_else(|e| format!("{e:#}"), |a| a.text.trim().to_owned());
-                field.timeline.note(format!("operator: set_online {host} ({state}): {answer}"));
-            }
-        }
-        let catching_up = lock(&field.catching_up).clone();
-        for host in catching_up {
-            let there = field.lab.replicates(host).is_ok() && has_all_rows(field, host).unwrap_or(false);
-            if there {
-                lock(&field.catching_up).remove(host);
-                let _ = field.lab.make_durable(host, true);
-                field.timeline.say(format!("operator: {host} has caught up"));
-            }
-        }
-        if !lock(&field.anew).is_empty() {
-            start_fetching(field, &mut io_stopped);
-        }
-        if field.lab.writer().is_ok() {
-            no_writer = None;
-        } else if no_writer.get_or_insert_with(Instant::now).elapsed() > STUCK {
-            no_writer = None;
-            force(field, &show.text);
-        }
-    }
-}
-
-fn start_what_died(field: &Field<'_>) {
-    for (host, name, pid) in field.lab.running() {
-        if pid.is_some() {
-            continue;
-        }
-        let Ok(_claim) = field.claim(host, name) else { continue };
-        // It may have been started between the look and the claim.
-        if field.lab.process(host, name).is_ok() {
-            continue;
-        }
-        let log = field.lab.dir().join(host).join(format!("{name}.log"));
-        field.wrong(format!("{name} on {host} ended by itself; its log ends:\n{}", super::server::tail(&log, 6)));
-        let _ = field.start(host, name);
-    }
-}
-
-/// The server is thrown away and made from the template, like every server of this lab was; then it fetches the whole
-/// history from the active master, whose binary logs go back to the beginning.
-fn make_anew(field: &Field<'_>, host: &'static str) -> Result<()> {
-    let lab = field.lab;
-    let writer = lab.writer()?;
-    if writer == host {
-        bail!("it is the writer");
-    }
-    let _claim = field.claim(host, "mysqld")?;
-    let ids = |host: &str| -> Result<BTreeSet<u64>> {
-        let rows = super::server::query(&lab.socket(host), "SELECT id FROM app.t", Duration::from_secs(20))?.rows;
-        Ok(rows.into_iter().filter_map(|r| r.into_iter().next()??.parse().ok()).collect())
-    };
-    let there = ids(host)?;
-    let extra: BTreeSet<u64> = there.difference(&ids(writer)?).copied().collect();
-    let words = format!("operator: {host} has {} rows that {writer} lacks; making it anew", extra.len());
-    field.timeline.say(words);
-    lock(&field.anew).push(Anew { at: Instant::now(), host, extra });
-    lock(&field.catching_up).insert(host);
-    lab.make_server_anew(host, writer, SETTINGS)
-}
-
-/// Whether it has what the writer had a moment ago. Being 0 seconds behind is said of a server that has fetched nothing.
-fn has_all_rows(field: &Field<'_>, host: &str) -> Result<bool> {
-    let count =
-        |host: &str| -> Result<u64> { Ok(field.lab.mysql(host, "SELECT COUNT(*) FROM app.t")?.value()?.parse()?) };
-    let wanted = count(field.lab.writer()?)?;
-    Ok(count(host)? >= wanted)
-}
-
-/// A fresh server could not serve those who fetch from it until it had caught up: they have given up meanwhile. Only
-/// the thread that fetches is started, so nothing that was received is thrown away.
-fn start_fetching(field: &Field<'_>, stopped: &mut BTreeMap<&'static str, Instant>) {
-    for host in DB {
-        let Ok(status) = field.lab.replication(host) else { continue };
-        let is = |column: &str, what: &str| status.get(column).is_some_and(|v| v == what);
-        // 1236: refused for good. Otherwise it was told to stop: a new writer does not fetch from the old one.
-        let failed = is("Slave_IO_Running", "No") && is("Last_IO_Errno", "1236");
-        if status.is_empty() || !failed || !is("Slave_SQL_Running", "Yes") {
-            stopped.remove(host);
-        } else if stopped.entry(host).or_insert_with(Instant::now).elapsed() > Duration::from_secs(10) {
-            stopped.remove(host);
-            let why = status.get("Last_IO_Error").cloned().unwrap_or_default();
-            let sql = match field.lab.server().dialect {
-                super::server::Dialect::MariaDb => "START SLAVE IO_THREAD",
-                super::server::Dialect::MySql => "START REPLICA IO_THREAD",
-            };
-            let _ = field.lab.mysql(host, sql);
-            field.timeline.say(format!("operator: {sql} on {host}, which had stopped: {why}"));
-        }
-    }
-}
-
-/// Nobody has had the writer role for longer than any fault lasts.
-fn force(field: &Field<'_>, show: &str) {
-    field.wrong(format!("no writer for {STUCK:?}, longer than any fault; show:\n{}", show.trim()));
-    for host in [field.host(Who::Writer), field.host(Who::Standby)] {
-        let answer = field.lab.control(&["move_role", "--force", "writer", host]);
-        let answer = answer.map_or_else(|e| format!("{e:#}"), |a| a.text.trim().to_owned());
-        field.timeline.say(format!("operator: move_role --force writer {host}: {answer}"));
-        if answer.starts_with("OK") {
-            return;
-        }
-    }
-}
+// ---- the end -----------------------------------------------------------------------------------------------------
 
 /// Waits until everything serves with nothing broken; gives the writer.
 fn converge(field: &Field<'_>) -> Result<&'static str> {
@@ -740,7 +592,8 @@ fn converge(field: &Field<'_>) -> Result<&'static str> {
     }
     field.timeline.say(format!("everything is healed; at most {} s until all serve", CONVERGE.as_secs()));
     let began = Instant::now();
-    // A host that is being made anew has the whole history to fetch: the time counts from there, three times at most.
+    // A copy takes its time, and one that a fault has broken off is ordered again: the time counts from the last order,
+    // three times at most.
     let mut last = None;
     while began.elapsed() < CONVERGE * 3 {
         let since = lock(&field.anew).iter().map(|a| a.at).max().map_or(began, |at| at.max(began));

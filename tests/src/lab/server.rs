@@ -23,6 +23,10 @@ use std::time::{Duration, Instant};
 /// Where unpacked servers and templates are kept between labs.
 const STORE: &str = "/var/tmp/mmm-servers";
 const LOCK: &str = "/var/tmp/mmm-servers.lock";
+/// In a host's folder: who starts or stops its server has it.
+const SERVICE_LOCK: &str = "mysqld.lock";
+/// In a host's folder: the server was stopped by the command that mmm_helperd runs.
+const STOPPED: &str = "mysqld.stopped";
 const GET_SERVER: &str = include_str!("../../get-server.sh");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +41,8 @@ pub struct Server {
     pub dialect: Dialect,
     /// As the server itself says it, e.g. `10.11.18-MariaDB`.
     pub version: String,
+    /// Whether its hosts replicate by GTID, or by file and position.
+    pub gtids: bool,
     mysqld: PathBuf,
     /// The `/usr` that belongs to the program.
     usr: PathBuf,
@@ -117,12 +123,21 @@ impl Server {
         Ok(Server {
             dialect,
             version,
+            gtids: true,
             mysqld: mysqld.to_owned(),
             usr: usr.to_owned(),
             share: some(&["share/mariadb", "share/mysql"])?,
             // Debian's mariadb-server-core comes without plugins, and the lab needs none of MariaDB's.
             plugins: usr.join("lib/mysql/plugin"),
         })
+    }
+
+    /// The same server for hosts that replicate by file and position. MariaDB numbers its transactions in any case.
+    pub fn without_gtids(self) -> Result<Server> {
+        match self.dialect {
+            Dialect::MySql => Ok(Server { gtids: false, ..self }),
+            Dialect::MariaDb => bail!("{} cannot be without GTIDs; take a MySQL", self.version),
+        }
     }
 
     /// Where the server's own tools are (binary log, backup), for PATH. Debian's server alone comes without them: then
@@ -336,10 +351,11 @@ impl Server {
                 }
             }
             Dialect::MySql => {
+                let gtids = if self.gtids { "ON" } else { "OFF" };
                 options.extend([
                     ("super-read-only", "1".to_owned()),
-                    ("gtid-mode", "ON".to_owned()),
-                    ("enforce-gtid-consistency", "ON".to_owned()),
+                    ("gtid-mode", gtids.to_owned()),
+                    ("enforce-gtid-consistency", gtids.to_owned()),
                     ("replica-net-timeout", "2".to_owned()),
                     ("loose-rpl-semi-sync-source-enabled", on(in_file)),
                     ("loose-rpl-semi-sync-replica-enabled", on(in_file)),
@@ -372,19 +388,37 @@ impl Server {
         self.write_scripts(dir)
     }
 
-    /// For mmm_helperd. A server that it has started is found by the lab's `run` file like any other.
+    /// For mmm_helperd: what a service manager would do. A server that was started by them is found by the lab's `run`
+    /// file like any other; one that was stopped by them stays so until somebody starts it on purpose. Who starts or
+    /// stops holds [`lock_service`]'s lock meanwhile, so no two of them do it at once.
     fn write_scripts(&self, dir: &Path) -> Result<()> {
         let (mysqld, dir_shown) = (self.mysqld.display(), dir.display());
-        // Field 22 of /proc/PID/stat, counted from behind the name.
-        let start = format!(
+        // Fields 3 (state) and 22 (start time) of /proc/PID/stat, counted from behind the name. The server must not
+        // inherit the lock.
+        let common = format!(
             "#!/bin/sh -e\n\
-             cd /\n\
-             setsid {mysqld} --defaults-file={dir_shown}/my.cnf </dev/null >>{dir_shown}/mysqld.log 2>&1 &\n\
+             cd {dir_shown}\n\
+             exec 9>>{SERVICE_LOCK}\n\
+             flock -w 60 9\n\
+             pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/' mysqld.run)\n\
+             began=$(sed 's/.*\"began\":\\([0-9]*\\).*/\\1/' mysqld.run)\n\
+             set -- $(sed 's/.*) //' /proc/$pid/stat 2>/dev/null || :)\n\
+             if [ \"$1\" != Z ] && [ \"${{20}}\" = \"$began\" ]; then runs=yes; else runs=no; fi\n"
+        );
+        let start = format!(
+            "{common}\
+             rm -f {STOPPED}\n\
+             [ $runs = no ] || exit 0\n\
+             setsid {mysqld} --defaults-file={dir_shown}/my.cnf </dev/null >>mysqld.log 2>&1 9>&- &\n\
              pid=$!\n\
              began=$(sed 's/.*) //' /proc/$pid/stat | cut -d' ' -f20)\n\
-             echo \"{{\\\"pid\\\":$pid,\\\"began\\\":$began}}\" >{dir_shown}/mysqld.run\n"
+             echo \"{{\\\"pid\\\":$pid,\\\"began\\\":$began}}\" >mysqld.run\n"
         );
-        let stop = format!("#!/bin/sh -e\nkill $(cat {dir_shown}/mysqld.pid)\n");
+        let stop = format!(
+            "{common}\
+             : >{STOPPED}\n\
+             [ $runs = no ] || kill $pid\n"
+        );
         for (name, text) in [(START, start), (STOP, stop)] {
             let file = dir.join(name);
             fs::write(&file, text)?;
@@ -439,9 +473,11 @@ impl Server {
             ],
             Dialect::MySql => [
                 format!(
+                    // Without GTIDs from the beginning of the master's first log: it is as fresh.
                     "CHANGE REPLICATION SOURCE TO SOURCE_HOST='{ip}', SOURCE_PORT=3306, SOURCE_USER='replication', \
-                     SOURCE_PASSWORD='slave', SOURCE_AUTO_POSITION=1, SOURCE_CONNECT_RETRY=1, \
-                     SOURCE_RETRY_COUNT=86400, GET_SOURCE_PUBLIC_KEY=1"
+                     SOURCE_PASSWORD='slave', SOURCE_AUTO_POSITION={}, SOURCE_CONNECT_RETRY=1, \
+                     SOURCE_RETRY_COUNT=86400, GET_SOURCE_PUBLIC_KEY=1",
+                    u8::from(self.gtids)
                 ),
                 "START REPLICA".to_owned(),
             ],
@@ -559,14 +595,39 @@ fn beside(path: &Path, what: &str) -> PathBuf {
 
 /// Several test programs may want the same server at once.
 fn lock_store() -> Result<File> {
-    let file = File::options().create(true).append(true).open(LOCK).with_context(|| format!("open {LOCK}"))?;
-    let end = Instant::now() + Duration::from_secs(600);
+    lock_file(Path::new(LOCK), Duration::from_secs(600))
+}
+
+/// For whoever starts the server of a host; the lock ends with the value.
+pub fn lock_service(dir: &Path) -> Result<File> {
+    lock_file(&dir.join(SERVICE_LOCK), Duration::from_secs(60))
+}
+
+/// Whether the server of a host was stopped by the command that mmm_helperd runs, and nobody has started it since.
+pub fn was_stopped(dir: &Path) -> bool {
+    dir.join(STOPPED).exists()
+}
+
+/// It is started on purpose.
+pub fn forget_stopped(dir: &Path) -> Result<()> {
+    match fs::remove_file(dir.join(STOPPED)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("remove {STOPPED} in {}", dir.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn lock_file(path: &Path, limit: Duration) -> Result<File> {
+    let shown = path.display();
+    let file = File::options().create(true).append(true).open(path).with_context(|| format!("open {shown}"))?;
+    let end = Instant::now() + limit;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(Duration::from_millis(100)),
-            Err(TryLockError::WouldBlock) => bail!("{LOCK} was held by somebody else for ten minutes"),
-            Err(TryLockError::Error(e)) => return Err(e).with_context(|| format!("lock {LOCK}")),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::WouldBlock) => bail!("{shown} was held by somebody else for {limit:?}"),
+            Err(TryLockError::Error(e)) => return Err(e).with_context(|| format!("lock {shown}")),
         }
     }
 }

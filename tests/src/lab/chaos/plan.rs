@@ -21,6 +21,7 @@ pub(super) enum Who {
 pub(super) enum Program {
     Mysqld(Who),
     Agent(Who),
+    Helper(Who),
     Monitor,
 }
 
@@ -134,7 +135,8 @@ impl Plan {
             0..=11 => (Fault::Hit(Blow::Kill, Program::Mysqld(self.who())), self.length(100, 20_000)),
             12..=19 => (Fault::Hit(Blow::Stop, Program::Mysqld(self.who())), self.length(50, 20_000)),
             20..=25 => (Fault::Hit(Blow::Restart, Program::Mysqld(self.who())), self.length(50, 2_000)),
-            26..=33 => (Fault::Hit(Blow::Kill, Program::Agent(self.who())), self.length(50, 20_000)),
+            26..=32 => (Fault::Hit(Blow::Kill, Program::Agent(self.who())), self.length(50, 20_000)),
+            33 => (Fault::Hit(Blow::Kill, Program::Helper(self.who())), self.length(50, 20_000)),
             34..=39 => (Fault::Hit(Blow::Stop, Program::Agent(self.who())), self.length(50, 20_000)),
             40..=43 => (Fault::Hit(Blow::Restart, Program::Agent(self.who())), self.length(50, 2_000)),
             44..=49 => (Fault::Hit(Blow::Kill, Program::Monitor), self.length(50, 20_000)),
@@ -225,6 +227,7 @@ impl fmt::Display for Program {
         match self {
             Program::Mysqld(who) => write!(f, "server of {who}"),
             Program::Agent(who) => write!(f, "agent of {who}"),
+            Program::Helper(who) => write!(f, "helper of {who}"),
             Program::Monitor => f.write_str("monitor"),
         }
     }
@@ -286,6 +289,7 @@ mod tests {
             "kill -9 agent of writer",
             "SIGSTOP agent of writer",
             "restart agent of writer",
+            "kill -9 helper of writer",
             "kill -9 monitor",
             "SIGSTOP monitor",
             "cut monitor -> writer",

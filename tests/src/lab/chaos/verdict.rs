@@ -107,7 +107,7 @@ pub struct Verdict {
     pub refused_but_there: usize,
     /// All times above 0.5 s without an acknowledged row together.
     pub without_writer_s: f64,
-    pub made_anew: Vec<String>,
+    pub brought_in_line: Vec<String>,
     /// Programs that ended by themselves, panics, a writer that had to be forced.
     pub wrongs: Vec<String>,
     /// None: everything serves, and all hosts have the same rows.
@@ -266,10 +266,11 @@ pub(super) fn judge(all: &Evidence<'_>) -> Result<Verdict> {
         doubled_rows,
         refused_but_there,
         without_writer_s: steps.map(|gap| gap.as_secs_f64()).sum(),
-        made_anew: anew
+        brought_in_line: anew
             .iter()
             .map(|a| {
-                format!("{} at {:.1} s, with {} rows that the active master lacked", a.host, secs(a.at), a.extra.len())
+                let (at, rows) = (secs(a.at), a.extra.len());
+                format!("{} at {at:.1} s, with {rows} rows that the active master lacked: {}", a.host, a.how)
             })
             .collect(),
         wrongs,
@@ -325,7 +326,7 @@ fn explain(all: &Evidence<'_>, done: &[Done], anew: &[Anew], id: u64, sent: Inst
         SemiSync::On | SemiSync::Unknown => None,
     };
     let kept = anew.iter().find(|a| a.extra.contains(&id)).map_or("", |a| a.host);
-    let kept = if kept.is_empty() { String::new() } else { format!("; it was on {kept}, which was made anew") };
+    let kept = if kept.is_empty() { String::new() } else { format!("; it was on {kept} and was discarded there") };
     Missing {
         id,
         acknowledged_at_s: acknowledged.saturating_duration_since(timeline.began).as_secs_f64(),
@@ -340,7 +341,7 @@ fn explain(all: &Evidence<'_>, done: &[Done], anew: &[Anew], id: u64, sent: Inst
 fn panics(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for host in DB.into_iter().chain([MONITOR]) {
-        for name in ["mmm_mond.log", "mmm_agentd.log"] {
+        for name in ["mmm_mond.log", "mmm_agentd.log", "mmm_helperd.log"] {
             let Ok(log) = fs::read(dir.join(host).join(name)) else { continue };
             let log = String::from_utf8_lossy(&log);
             let lines: Vec<&str> = log.lines().collect();
@@ -470,8 +471,8 @@ impl Verdict {
         writeln!(t, "  rows doubled                   {}", self.doubled_rows)?;
         writeln!(t, "  rows there that were refused   {}", self.refused_but_there)?;
         writeln!(t, "  time without a writer          {:.1} s in gaps above 0.5 s", self.without_writer_s)?;
-        for anew in &self.made_anew {
-            writeln!(t, "  made anew by the operator      {anew}")?;
+        for anew in &self.brought_in_line {
+            writeln!(t, "  brought in line                {anew}")?;
         }
         for wrong in &self.wrongs {
             writeln!(t, "  WRONG                          {wrong}")?;
