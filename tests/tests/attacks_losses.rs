@@ -522,3 +522,23 @@ fn a_move_that_is_asked_for_while_another_host_opens_is_a_planned_one_from_there
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
     assert_eq!(w.lost_on("db1"), 0, "{}", told(&w));
 }
+
+#[test]
+fn who_loses_the_writer_in_the_moment_of_opening_and_goes_away_is_waited_for() {
+    let mut w = cluster();
+    w.jitter = 300;
+    w.command(move_writer("db2", false));
+    let wrote = |w: &World| w.acknowledged.iter().any(|(server, _)| *server == 2);
+    w.run_until(20_000, wrote).expect("db2 is open");
+    assert_eq!(times(&w, "The writer is open on db2"), 0, "the monitor knows already\n{}", told(&w));
+    set_offline(&mut w, "db2");
+    w.run_until(5_000, |w| times(w, "db1 applies everything it has received, and so does db2") == 1).expect("asked");
+    w.cut.insert("db2".into());
+    w.run(20_000);
+    assert_eq!(w.holders(WRITER), [""; 0], "{}", told(&w));
+    shows(&mut w, "db1 is not promoted: db2 ");
+    w.cut.clear();
+    w.run_until(20_000, |w| times(w, "The writer is open on db1") == 2).expect("back");
+    w.run(1_000);
+    assert_eq!(w.lost_on("db1"), 0, "{}", told(&w));
+}

@@ -4,12 +4,13 @@
 //! agent has seen counts at once. Results that are too old count as unknown, and the unknown moves nothing.
 
 use mmm_common::config::{Check as CheckConfig, Monitor as Config};
-use mmm_common::epoch::{Anchor, Boot};
+use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::report::{Life, Report, SemiSync, Writing};
 use mmm_common::state::{CheckKind, CheckResult};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// A replica that has gone may be the only one that acknowledged what was written before; after this long the others have
@@ -251,6 +252,13 @@ impl HostFacts {
         Some(match received {
             Some(received) => executed.union(received),
             None => executed,
+        })
+    }
+
+    /// The last that was heard of it, however long ago: its server lives, and it holds nothing by this decision.
+    pub(crate) fn has_let_go(&self, ip: IpAddr, epoch: Epoch) -> bool {
+        self.report.as_ref().is_some_and(|r| {
+            r.server.life == Life::Alive && r.addresses.get(&ip).is_some_and(|a| !a.has() && a.seen >= epoch)
         })
     }
 

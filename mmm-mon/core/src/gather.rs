@@ -61,8 +61,8 @@ pub(crate) enum Next {
         from: HostName,
         position: Gtids,
     },
-    /// Somebody has, or may have, what the candidate lacks.
-    Hold(String),
+    /// Somebody has, or may have, what the candidate lacks. With a host: its answer would change that.
+    Hold(String, Option<HostName>),
     Grant,
 }
 
@@ -158,29 +158,41 @@ impl Gathering {
             return Next::Fetch { from: from.clone(), position };
         }
         if !stuck.is_empty() {
-            return Next::Hold(stuck.join("; "));
+            return Next::Hold(stuck.join("; "), None);
+        }
+        for host in self.wrote.iter().filter(|host| !asked.contains(*host)).collect::<Vec<_>>() {
+            match last_word(scene, host, to, mine) {
+                None => {}
+                Some(Ok(())) => drop(asked.insert(host)),
+                Some(Err(why)) => {
+                    let away = scene.hosts.get(host).is_some_and(|h| !(h.agent_answers && h.server_alive));
+                    return Next::Hold(why, Some(host.clone()).filter(|_| away));
+                }
+            }
         }
         for host in asked.iter().copied() {
             let once = scene.hosts.get(host).and_then(|h| h.received_once);
             let gone = once.map_or(0, |once| self.of_masters(mine, once));
             if gone > 0 {
-                return Next::Hold(format!(
+                let why = format!(
                     "{host} had received {gone} transactions which are nowhere now: its relay log was thrown away before they were applied"
-                ));
+                );
+                return Next::Hold(why, None);
             }
         }
         if self.last.as_ref().is_some_and(|last| asked.contains(last)) {
             return Next::Grant;
         }
         if let Some(why) = self.stale.as_ref().filter(|_| !self.fresh.iter().any(|f| asked.contains(f))) {
-            return Next::Hold(why.clone());
+            return Next::Hold(why.clone(), None);
         }
         let acknowledging = asked.iter().filter(|h| self.acknowledged.contains(**h)).count() as u64;
         if acknowledging < self.need {
-            return Next::Hold(format!(
+            let why = format!(
                 "only {acknowledging} of the hosts that acknowledged the old master's commits can be asked, and {} have to be: what was acknowledged may be on the others",
                 self.need
-            ));
+            );
+            return Next::Hold(why, None);
         }
         Next::Grant
     }
@@ -193,6 +205,17 @@ impl Gathering {
         let beyond = mine.missing_by_source(theirs).into_iter();
         beyond.filter(|(source, _)| known.as_ref().is_none_or(|known| known.contains(source))).map(|(_, n)| n).sum()
     }
+}
+
+/// Of somebody who had the writer, has let go of it and does not answer any more: whether the candidate has everything
+/// of it. None: it has not let go, but died with it.
+fn last_word(scene: &Scene<'_>, host: &HostName, to: &HostName, mine: &Gtids) -> Option<Result<(), String>> {
+    let view = scene.hosts.get(host).filter(|view| view.let_go)?;
+    Some(match view.for_good.as_ref().and_then(|theirs| mine.missing(theirs)) {
+        Some(0) => Ok(()),
+        Some(n) => Err(format!("{host} wrote {n} transactions that {to} lacks, and does not answer")),
+        None => Err(format!("{host} has let go of the writer, has not said since what it has, and does not answer")),
+    })
 }
 
 fn has(scene: &Scene<'_>, other: &HostName, mine: &Gtids, (task, old): (Epoch, Option<&Gtids>)) -> Has {

@@ -61,8 +61,8 @@ pub(crate) enum Phase {
         since: Millis,
         gather: Gathering,
     },
-    /// Draining or fetching failed, and nobody is promoted.
-    Holding { to: Eligible, since: Millis, why: String },
+    /// Draining or fetching failed, and nobody is promoted. It is tried again when `of` answers, and from time to time.
+    Holding { to: Eligible, since: Millis, why: String, of: Option<HostName> },
     /// The target has the order; wait until it reports itself open.
     Opening { to: HostName, since: Millis },
 }
@@ -124,6 +124,10 @@ pub(crate) struct HostView<'a> {
     pub(crate) attached: u64,
     /// What its server had executed, as last told while it could be written to.
     pub(crate) last_executed: Option<&'a Gtids>,
+    /// The last that it said is that it holds nothing by the newest decision, with its server alive.
+    pub(crate) let_go: bool,
+    /// What it had then for good, as far as it has said that.
+    pub(crate) for_good: Option<Gtids>,
     /// Everything that it was ever said to have received, since the writer last moved.
     pub(crate) received_once: Option<&'a Gtids>,
     /// It is one of those that acknowledge.
@@ -406,7 +410,7 @@ impl Handover {
                         turn.decided(format!("{} fetches from {from} what only that has, up to {position}", to.host()));
                         self.phase = Phase::Fetching { to, from, position, task: id, drain: task, since: now, gather };
                     }
-                    Next::Hold(why) => self.incomplete(scene, to, why, self.force, turn),
+                    Next::Hold(why, of) => self.incomplete(scene, to, (why, of), self.force, turn),
                     Next::Grant => self.grant(scene, &to, turn),
                 }
             }
@@ -422,23 +426,28 @@ impl Handover {
                     }
                     Some(TaskOutcome::Failed { why }) => {
                         let why = format!("what only {from} has could not be fetched: {why}");
-                        self.incomplete(scene, to, why, self.force, turn);
+                        self.incomplete(scene, to, (why, None), self.force, turn);
                     }
                     Some(TaskOutcome::Running) | None if now.since(since) >= turn.cluster.drain_timeout + SLACK => {
                         let why = format!("what only {from} has was not fetched in time");
-                        self.incomplete(scene, to, why, self.force, turn);
+                        self.incomplete(scene, to, (why, None), self.force, turn);
                     }
                     Some(TaskOutcome::Running) | None => {
                         turn.waits(format!("{} fetches from {from} what only that has", to.host()));
                     }
                 }
             }
-            Phase::Holding { to, since, why } => {
+            Phase::Holding { to, since, why, of } => {
+                let answers = |of: &HostName| scene.hosts.get(of).is_some_and(|h| h.agent_answers && h.server_alive);
                 if !scene.eligible.contains(&to) {
                     self.retarget(scene, to.host(), turn);
                 } else if let Some(better) = scene.wish.host.clone().filter(|w| *w != to) {
                     self.phase = Phase::Fencing { to: better, in_step: false };
-                } else if self.force || self.request.is_some() || now.since(since) >= DRAIN_AGAIN {
+                } else if self.force
+                    || self.request.is_some()
+                    || of.as_ref().is_some_and(answers)
+                    || now.since(since) >= DRAIN_AGAIN
+                {
                     self.asked_for |= self.request.is_some();
                     self.phase = Phase::Fencing { to, in_step: false };
                 } else {
@@ -687,7 +696,7 @@ impl Handover {
                 let why =
                     gather.hopeless().map(str::to_owned).or_else(|| self.asks_for_semisync(scene, to.host(), turn));
                 if let Some(why) = why.filter(|_| !self.force) {
-                    self.hold(scene.now, to.clone(), why, turn);
+                    self.hold(scene.now, to.clone(), (why, None), turn);
                     return;
                 }
                 let others: Vec<&str> = gather.others.iter().map(HostName::as_str).collect();
@@ -748,28 +757,36 @@ impl Handover {
 
     fn drain_failed(&mut self, scene: &Scene<'_>, to: Eligible, why: String, turn: &mut Turn<'_>) {
         let anyway = self.force || turn.cluster.on_drain_timeout == OnDrainTimeout::Promote;
-        self.incomplete(scene, to, format!("it could not apply everything it has received: {why}"), anyway, turn);
+        let why = format!("it could not apply everything it has received: {why}");
+        self.incomplete(scene, to, (why, None), anyway, turn);
     }
 
-    /// The candidate lacks, or may lack, something.
-    fn incomplete(&mut self, scene: &Scene<'_>, to: Eligible, why: String, anyway: bool, turn: &mut Turn<'_>) {
+    /// The candidate lacks, or may lack, something. With whose answer that would change.
+    fn incomplete(
+        &mut self,
+        scene: &Scene<'_>,
+        to: Eligible,
+        (why, of): (String, Option<HostName>),
+        anyway: bool,
+        turn: &mut Turn<'_>,
+    ) {
         if anyway {
             let by = if self.force { "the operator's --force" } else { "on_drain_timeout = promote" };
             turn.decided(format!("{} is promoted by {by}, although {why}", to.host()));
             self.short_of = Some(why);
             self.grant(scene, &to, turn);
         } else {
-            self.hold(scene.now, to, why, turn);
+            self.hold(scene.now, to, (why, of), turn);
         }
     }
 
-    fn hold(&mut self, now: Millis, to: Eligible, why: String, turn: &mut Turn<'_>) {
+    fn hold(&mut self, now: Millis, to: Eligible, (why, of): (String, Option<HostName>), turn: &mut Turn<'_>) {
         let text = format!("{} is not promoted: {why}", to.host());
         self.answer(Err(text.clone()), turn);
         if !matches!(&self.phase, Phase::Holding { why: before, .. } if *before == why) {
             turn.waits(format!("{text}. move_role --force promotes it with what it has"));
         }
-        self.phase = Phase::Holding { to, since: now, why };
+        self.phase = Phase::Holding { to, since: now, why, of };
     }
 
     fn grant(&mut self, scene: &Scene<'_>, to: &Eligible, turn: &mut Turn<'_>) {

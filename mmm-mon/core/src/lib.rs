@@ -766,6 +766,8 @@ impl Core {
                     semisync_at: host.facts.semisync_at,
                     attached: host.facts.attached.0,
                     last_executed: host.facts.last_executed.as_ref(),
+                    let_go: host.facts.has_let_go(ip, slot.state.epoch),
+                    for_good: host.facts.has_for_good(),
                     received_once: host.facts.received_once.as_ref(),
                     acknowledges: config.cluster.semisync_slaves
                         || config.cluster.hosts.get(name).is_some_and(|h| h.mode == HostMode::Master),

@@ -5,6 +5,7 @@
 use super::{BOUND, SOON, mysql, other_master};
 use anyhow::{Context as _, Result, ensure};
 use mmm_tests::lab::configs::Extra;
+use mmm_tests::lab::load::LoadConfig;
 use mmm_tests::lab::network::{DB, ip_of};
 use mmm_tests::lab::server::Dialect;
 use mmm_tests::lab::{Lab, LabConfig, stays};
@@ -33,15 +34,19 @@ fn both_ways(server: &str) -> Result<()> {
         LabConfig { server: server.to_owned(), semisync: false, durable: false, extra, ..LabConfig::default() };
     Lab::run(config, |lab| {
         lab.bring_online()?;
-        let first = Diverged::make(lab, 1000)?;
+        // Two seconds of ordinary rows: a failover needs a monitor that has seen who was fetching.
+        let load = lab.load(LoadConfig { clients: 4, rate: 200, ..LoadConfig::default() })?;
+        load.wait_rows(400, SOON)?;
+        load.finish()?;
+        let first = Diverged::make(lab, 100_000)?;
         let saved = first.is_kept_out(lab)?;
         lab.must_control(&["set_online", "--accept-lost", first.old])?;
-        first.is_back(lab, &saved, 1900)?;
+        first.is_back(lab, &saved, 100_900)?;
 
-        let second = Diverged::make(lab, 2000)?;
+        let second = Diverged::make(lab, 200_000)?;
         let saved = second.is_kept_out(lab)?;
         lab.must_control(&["reclone", second.old, "--from", second.new])?;
-        second.is_back(lab, &saved, 2900)
+        second.is_back(lab, &saved, 200_900)
     })
 }
 
@@ -121,12 +126,7 @@ impl Diverged {
     /// The old master is shown with what it has, all of which is saved, and nothing else happens. Gives the file.
     fn is_kept_out(&self, lab: &Lab) -> Result<Saved> {
         let (old, new) = (self.old, self.new);
-        let saved = lab.wait_for(&format!("what only {old} has to be saved"), SOON, || {
-            let said = lab.must_control(&["lost", old])?.text;
-            let path = said.lines().find_map(|l| l.trim().strip_prefix(&format!("saved as SQL on {old}: ")));
-            Ok(Saved { path: path.with_context(|| said.clone())?.to_owned(), said: said.clone(), text: String::new() })
-        })?;
-        let saved = Saved { text: read(&saved.path)?, ..saved };
+        let saved = lab.wait_for(&format!("what only {old} has to be saved"), SOON, || Saved::of(lab, old))?;
         println!("{}", saved.said.trim());
         for line in [
             format!("{old}: 4 transactions are on {old} and not on the active master"),
@@ -152,7 +152,8 @@ impl Diverged {
             self.still_has_its_own(lab)
         })?;
         let refusal = lab.control(&["set_online", old])?;
-        ensure!(!refusal.ok() && refusal.text.contains("has 4 transactions"), "set_online {old}: {}", refusal.text);
+        ensure!(!refusal.ok(), "set_online {old}: {}", refusal.text);
+        ensure!(refusal.text.contains("that the active master"), "set_online {old}: {}", refusal.text);
         Ok(saved)
     }
 
@@ -177,8 +178,7 @@ impl Diverged {
 
     fn nothing_has_reached_the_active(&self, lab: &Lab) -> Result<()> {
         for host in [self.new, DB[2]] {
-            let rows = table(lab, host)?;
-            ensure!(rows == self.wanted, "{host} has {rows:?} instead of {:?}", self.wanted);
+            equal("the active master's rows", &self.wanted, host, &table(lab, host)?)?;
         }
         let position = position(lab, self.new)?;
         ensure!(position == self.position, "{} has executed {position} instead of {}", self.new, self.position);
@@ -208,8 +208,7 @@ impl Diverged {
         lab.wait_for(&format!("replication of {old}"), SOON, || lab.replicates(old))?;
         lab.wait_for("the active master's rows everywhere", SOON, || {
             for host in DB {
-                let rows = table(lab, host)?;
-                ensure!(rows == self.wanted, "{host} has {rows:?} instead of {:?}", self.wanted);
+                equal("the active master's rows", &self.wanted, host, &table(lab, host)?)?;
             }
             Ok(())
         })?;
@@ -218,8 +217,10 @@ impl Diverged {
         ensure!(from == ip_of(new)?.to_string(), "{old} replicates from {from}");
         lab.mysql(new, &format!("INSERT INTO app.t (n, id, server) VALUES ({next}, {next}, 2)"))?;
         same_tables(lab, &DB)?;
-        let said = lab.must_control(&["lost", old])?.text;
-        ensure!(said.contains("4 transactions were saved before") && said.contains(&saved.path), "lost {old}: {said}");
+        // An undo has saved them once more.
+        let last = Saved::of(lab, old)?;
+        ensure!(last.said.contains("4 transactions were saved before"), "lost {old}: {}", last.said);
+        self.has_every_row(&last)?;
         ensure!(read(&saved.path)? == saved.text, "{} has changed", saved.path);
 
         lab.must_control(&["move_role", "writer", old])?;
@@ -234,6 +235,15 @@ struct Saved {
     /// The answer to `lost`.
     said: String,
     text: String,
+}
+
+impl Saved {
+    fn of(lab: &Lab, host: &str) -> Result<Saved> {
+        let said = lab.must_control(&["lost", host])?.text;
+        let path = said.lines().find_map(|l| l.trim().strip_prefix(&format!("saved as SQL on {host}: ")));
+        let path = path.filter(|path| path.starts_with('/')).with_context(|| format!("`lost` says {said}"))?.to_owned();
+        Ok(Saved { text: read(&path)?, path, said })
+    }
 }
 
 fn read(path: &str) -> Result<String> {
@@ -262,12 +272,18 @@ fn table(lab: &Lab, host: &str) -> Result<Vec<String>> {
     Ok(rows.into_iter().flatten().flatten().collect())
 }
 
+/// The error names the rows that only one of the two has.
+fn equal(one: &str, rows: &[String], other: &str, there: &[String]) -> Result<()> {
+    let only = |a: &[String], b: &[String]| a.iter().filter(|row| !b.contains(row)).cloned().collect::<Vec<_>>();
+    ensure!(rows == there, "only {one}: {:?}; only {other}: {:?}", only(rows, there), only(there, rows));
+    Ok(())
+}
+
 fn same_tables(lab: &Lab, hosts: &[&str]) -> Result<()> {
     lab.wait_for(&format!("the same rows on {}", hosts.join(" and ")), SOON, || {
         let first = table(lab, hosts[0])?;
         for host in hosts {
-            let rows = table(lab, host)?;
-            ensure!(rows == first, "{} has {first:?}, {host} {rows:?}", hosts[0]);
+            equal(hosts[0], &first, host, &table(lab, host)?)?;
         }
         Ok(())
     })

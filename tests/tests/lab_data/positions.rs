@@ -68,7 +68,33 @@ fn without_gtids_nobody_comes_back_by_itself_after_a_failover() -> Result<()> {
         lab.kill_mysqld(old)?;
         match ends(lab, old, BOUND)? {
             End::Writer(writer) => ensure!(writer == new, "{writer} is the writer"),
-            End::Held(why) => bail!("held: {why}"),
+            End::Held(why) => {
+                let mut last = String::new();
+                for _ in 0..60 {
+                    let r = lab.replication(new)?;
+                    let g = |k: &str| r.get(k).cloned().unwrap_or_default();
+                    let now = format!(
+                        "{} exec {}:{} read {}:{} sql {} io {} doing '{}' rows {} err {}",
+                        lab.state_of(new)?,
+                        g("Relay_Master_Log_File"),
+                        g("Exec_Master_Log_Pos"),
+                        g("Master_Log_File"),
+                        g("Read_Master_Log_Pos"),
+                        g("Slave_SQL_Running"),
+                        g("Slave_IO_Running"),
+                        g("Slave_SQL_Running_State"),
+                        lab.mysql(new, "SELECT COUNT(*) FROM app.t")?.value()?,
+                        g("Last_SQL_Error")
+                    );
+                    if now != last {
+                        println!("DEBUG {now}");
+                        last = now;
+                    }
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                println!("DEBUG acked {} {:?}", load.acknowledged(), lab.mysql(new, "SHOW PROCESSLIST")?.rows);
+                bail!("held: {why}")
+            }
         }
         load.wait_write(Instant::now(), SOON)?;
         lab.start_mysqld(old)?;
