@@ -101,6 +101,8 @@ pub struct World {
     pub semisync: bool,
     /// Agents that start from now on have another `lease_ttl` in their configuration than the monitor.
     pub agents_lease_ttl: Option<Duration>,
+    /// What the monitor's wall clock says when it starts, in seconds since 1970; otherwise it goes with the story.
+    pub wall_clock: Option<u64>,
     /// kill_host_bin was called, for this host, asked for at this epoch.
     kill: Option<(HostName, Epoch)>,
     /// What becomes of a kill.
@@ -293,6 +295,7 @@ impl World {
             no_undo: false,
             semisync: false,
             agents_lease_ttl: None,
+            wall_clock: None,
             kill: None,
             kills: Kills::Told,
             seen: Vec::new(),

@@ -83,6 +83,8 @@ pub struct Core {
     moving: Option<(RoleName, String, HostName)>,
     /// Who has an address that nobody holds by a known order (R11).
     found: BTreeMap<IpAddr, HostName>,
+    /// Addresses whose first epoch somebody has been told. Who names that one before has it from another numbering.
+    spoken: BTreeSet<IpAddr>,
     /// What stands in the way, by subject; logged when it changes, shown as long as it stands.
     remarks: BTreeMap<String, String>,
     sent: BTreeMap<HostName, Order>,
@@ -139,6 +141,7 @@ impl Core {
             returns: saved.as_ref().map(|s| s.returns.clone()).unwrap_or_default(),
             moving: None,
             found: BTreeMap::new(),
+            spoken: BTreeSet::new(),
             remarks: BTreeMap::new(),
             sent: BTreeMap::new(),
             persisted: None,
@@ -355,10 +358,17 @@ impl Core {
         }
         for (ip, address) in &report.addresses {
             if let Some(slot) = self.slots.get_mut(ip) {
-                slot.heard(&name, address.seen, address.has(), now);
-                if address.seen > slot.state.epoch {
+                if address.seen > slot.state.epoch || (address.seen == slot.state.epoch && !self.spoken.contains(ip)) {
                     // R11: after the loss of the disk, numbering goes on above everything ever sent.
-                    warn(out, Some(&name), format!("It has seen epoch {}, above ours ({})", address.seen, self.epoch));
+                    warn(
+                        out,
+                        Some(&name),
+                        format!(
+                            "It has seen epoch {}, which this monitor has told nobody (ours is {})",
+                            address.seen, self.epoch
+                        ),
+                    );
+                    self.spoken.remove(ip);
                     // Also above what went to somebody else only, after that (R11).
                     self.epoch = self.epoch.max(address.seen).max(Epoch(self.unix_s));
                     let above = next(&mut self.epoch);
@@ -367,6 +377,7 @@ impl Core {
                     *slot = Slot::first(role, above, &hosts, now, self.longest_ttl + Cluster::MARGIN)
                         .with_quarantine(self.config.cluster.lease_ttl + Cluster::MARGIN);
                 }
+                slot.heard(&name, address.seen, address.has(), now);
             }
         }
         for (ip, mac) in &report.conflicts {
@@ -449,7 +460,10 @@ impl Core {
             .map(|(ip, role_name)| {
                 let hosts = self.config.cluster.roles.get(&role_name).map(|r| r.hosts.clone()).unwrap_or_default();
                 let slot = match saved.remove(&ip) {
-                    Some(state) => Slot::restored(slot::SlotState { role: role_name, ..state }, now, before),
+                    Some(state) => {
+                        self.spoken.insert(ip);
+                        Slot::restored(slot::SlotState { role: role_name, ..state }, now, before)
+                    }
                     None => {
                         let epoch = *first_epoch.get_or_insert_with(|| next(&mut self.epoch));
                         Slot::first(role_name, epoch, &hosts, now, before)

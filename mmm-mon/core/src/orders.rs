@@ -68,6 +68,7 @@ impl Core {
         let spoken = self.slots.iter_mut().filter(|(ip, _)| !silent.contains(ip));
         let addresses: BTreeMap<IpAddr, AddressOrder> =
             spoken.map(|(ip, slot)| (*ip, slot.order_for(name, now))).collect();
+        self.spoken.extend(addresses.keys());
         let host = &self.hosts[name];
         Order {
             answers: anchor,

@@ -33,7 +33,7 @@ impl MysqlCheck {
             Ok(Err(Trouble::NotServing(text))) => CheckResult::Error(format!("mysql: {text}")),
             Ok(Err(Trouble::Answered { text, .. })) => CheckResult::Unknown(format!("mysql: {text}")),
             Err(_) => {
-                self.session.throw_away();
+                self.session.abandon();
                 let (server, doing) = (self.session.login().server, self.session.doing());
                 CheckResult::Error(format!("mysql: no answer {doing} from {server} within {timeout:?}"))
             }

@@ -42,7 +42,7 @@ impl ReplicationCheck {
             Ok(Ok(rows)) => self.question.judge(&rows),
             Ok(Err(trouble)) => CheckResult::Unknown(format!("{name}: {}", trouble.text())),
             Err(_) => {
-                self.session.throw_away();
+                self.session.abandon();
                 let (server, doing) = (self.session.login().server, self.session.doing());
                 CheckResult::Unknown(format!("{name}: no answer {doing} from {server} within {timeout:?}"))
             }

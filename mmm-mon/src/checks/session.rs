@@ -14,6 +14,8 @@ use tokio::time::timeout;
 
 /// How long a connection that is thrown away may take to say goodbye, in the background.
 const GOODBYE: Duration = Duration::from_millis(500);
+/// So many sessions may hang on a server that is stuck; more would fill it up.
+const MOST_ABANDONED: usize = 3;
 /// Larger than any answer that is asked for; what is not a MySQL server cannot make us hold more.
 const MAX_PACKET: usize = 1024 * 1024;
 
@@ -21,6 +23,8 @@ pub(crate) struct Session {
     opts: Opts,
     login: Login,
     conn: Option<Conn>,
+    /// Sessions whose last statement was not answered in time: they may hang in the server long after we have gone.
+    abandoned: Vec<u32>,
     /// What is being done, for the text when it takes too long.
     doing: &'static str,
 }
@@ -64,7 +68,7 @@ impl Session {
             .wait_timeout(Some(28800))
             .stmt_cache_size(0);
         let login = Login { server: SocketAddr::new(host.ip, host.mysql_port), user: host.monitor_user.clone() };
-        Session { opts: opts.into(), login, conn: None, doing: "connecting" }
+        Session { opts: opts.into(), login, conn: None, abandoned: Vec::new(), doing: "connecting" }
     }
 
     pub(crate) fn login(&self) -> &Login {
@@ -82,7 +86,12 @@ impl Session {
     /// Logs in anew. Only when that has worked the kept connection is replaced.
     pub(crate) async fn connect(&mut self) -> Result<(), Trouble> {
         self.doing = "to a new connection";
-        let conn = Conn::new(self.opts.clone()).await.map_err(|e| self.login.trouble(&e))?;
+        let conn = Conn::new(self.opts.clone()).await.map_err(|e| self.login.trouble(&e));
+        if matches!(conn, Err(Trouble::NotServing(_))) {
+            // They have ended with their server, and a new one would give their numbers to others.
+            self.abandoned.clear();
+        }
+        let conn = conn?;
         self.throw_away();
         self.conn = Some(conn);
         Ok(())
@@ -91,6 +100,7 @@ impl Session {
     /// Runs one statement on the kept connection, or on a new one. A kept connection that turns out to be broken says
     /// nothing about the server (its idle sessions may have been ended): then a new one is made.
     pub(crate) async fn query(&mut self, statement: &str) -> Result<Vec<Row>, Trouble> {
+        self.end_abandoned().await?;
         if let Some(conn) = self.conn.as_mut() {
             self.doing = "to a query";
             match conn.query(statement).await {
@@ -100,6 +110,7 @@ impl Session {
             }
         }
         self.connect().await?;
+        self.end_abandoned().await?;
         let Some(conn) = self.conn.as_mut() else {
             return Err(Trouble::NotServing("no connection".to_owned()));
         };
@@ -109,6 +120,40 @@ impl Session {
             self.throw_away();
         }
         result
+    }
+
+    /// Ends on the kept connection what hangs on earlier ones. One that is found to be gone is forgotten.
+    async fn end_abandoned(&mut self) -> Result<(), Trouble> {
+        let Some(conn) = self.conn.as_mut() else { return Ok(()) };
+        let mut looked_at = 0;
+        while let Some(id) = self.abandoned.get(looked_at).copied() {
+            self.doing = "to KILL of a session that hangs";
+            match conn.query_drop(format!("KILL {id}")).await {
+                // It ends as soon as the server gets round to it.
+                Ok(()) => looked_at += 1,
+                Err(Error::Server(e)) if !ends_session(e.code) => drop(self.abandoned.remove(looked_at)),
+                Err(e) => {
+                    let trouble = self.login.trouble(&e);
+                    self.throw_away();
+                    return Err(trouble);
+                }
+            }
+        }
+        if self.abandoned.len() < MOST_ABANDONED {
+            return Ok(());
+        }
+        Err(Trouble::NotServing(format!(
+            "{} sessions of this check hang at {} and do not end after KILL, so the server is stuck: look at its error \
+             log, its disk and SHOW PROCESSLIST",
+            self.abandoned.len(),
+            self.login.server
+        )))
+    }
+
+    /// After a statement that was not answered in time.
+    pub(crate) fn abandon(&mut self) {
+        self.abandoned.extend(self.conn.as_ref().map(Conn::id));
+        self.throw_away();
     }
 
     /// Closes the kept connection without waiting for the other side.

@@ -30,7 +30,8 @@ impl World {
     pub fn start_monitor(&mut self) {
         let saved = self.saved.clone().map(|(s, at)| (s, Duration::from_millis(self.now - at)));
         let now = self.monitor_clock.shows(self.now);
-        self.monitor = Some(MonCore::new(self.config.clone(), saved, (self.now - (1 << 40)) / 1000 + 1_000_000, now));
+        let unix_s = self.wall_clock.unwrap_or((self.now - (1 << 40)) / 1000 + 1_000_000);
+        self.monitor = Some(MonCore::new(self.config.clone(), saved, unix_s, now));
         self.monitor_tick = None;
         self.monitor_stopped = false;
         self.queue.retain(|_, e| !matches!(e, Event::Link(_) | Event::Network));

@@ -2,6 +2,7 @@
 
 use super::server::{Dialect, Server};
 use super::*;
+use crate::checks::session::Session;
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, OptsBuilder};
 use nix::sys::signal::Signal;
@@ -17,12 +18,7 @@ struct Checks {
 
 impl Checks {
     fn of(server: &Server, user: &str, password: &str) -> Self {
-        let host = Host {
-            mysql_port: server.port,
-            monitor_user: user.into(),
-            monitor_password: Secret(password.into()),
-            ..config("127.0.0.1").cluster.hosts[&HostName::from("db1")].clone()
-        };
+        let host = host(server, user, password);
         Checks {
             mysql: MysqlCheck::new(&host),
             threads: ReplicationCheck::new(&host, Question::Threads),
@@ -55,6 +51,15 @@ impl Checks {
     }
 }
 
+fn host(server: &Server, user: &str, password: &str) -> Host {
+    Host {
+        mysql_port: server.port,
+        monitor_user: user.into(),
+        monitor_password: Secret(password.into()),
+        ..config("127.0.0.1").cluster.hosts[&HostName::from("db1")].clone()
+    }
+}
+
 fn assert_has(text: &str, parts: &[&dyn Display]) {
     for part in parts {
         assert!(text.contains(&part.to_string()), "'{part}' is not in: {text}");
@@ -78,6 +83,7 @@ async fn story(kind: &str) {
     let mut checks = Checks::of(&replica, "mmm_monitor", "RepMonitor");
     replication(&source, &replica, &mut checks).await;
     connections(&replica, &mut checks).await;
+    hanging(&replica).await;
     accounts(&replica).await;
     stopped_and_gone(&mut replica, &mut checks).await;
 }
@@ -174,6 +180,28 @@ async fn connections(server: &Server, checks: &mut Checks) {
         assert!(began.elapsed() < Duration::from_secs(5));
     }
     admin.query_drop("SET GLOBAL max_connections = 100").await.unwrap();
+}
+
+/// What is not answered in time hangs on in the server. It is ended, so that the checks of a stuck server do not fill it.
+async fn hanging(server: &Server) {
+    let mut session = Session::new(&host(server, "mmm_monitor", "RepMonitor"));
+    let mut admin = server.admin().await;
+    for _ in 0..6 {
+        let answer = tokio::time::timeout(Duration::from_millis(200), session.query("SELECT SLEEP(600)")).await;
+        assert!(answer.is_err(), "SLEEP(600) ended: {answer:?}");
+        session.abandon();
+    }
+    let began = Instant::now();
+    loop {
+        session.query("SELECT 1").await.unwrap();
+        let asleep = "SELECT ID FROM information_schema.PROCESSLIST WHERE INFO LIKE 'SELECT SLEEP%'";
+        let ids: Vec<u64> = admin.query(asleep).await.unwrap();
+        assert!(ids.len() <= 2, "{ids:?}");
+        if ids.is_empty() {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{ids:?}");
+    }
 }
 
 async fn accounts(server: &Server) {
