@@ -393,8 +393,7 @@ impl Server {
     /// stops holds [`lock_service`]'s lock meanwhile, so no two of them do it at once.
     fn write_scripts(&self, dir: &Path) -> Result<()> {
         let (mysqld, dir_shown) = (self.mysqld.display(), dir.display());
-        // Fields 3 (state) and 22 (start time) of /proc/PID/stat, counted from behind the name. The server must not
-        // inherit the lock.
+        // Fields 3 (state) and 22 (start time) of /proc/PID/stat, counted from behind the name.
         let common = format!(
             "#!/bin/sh -e\n\
              cd {dir_shown}\n\
@@ -402,13 +401,21 @@ impl Server {
              flock -w 60 9\n\
              pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/' mysqld.run)\n\
              began=$(sed 's/.*\"began\":\\([0-9]*\\).*/\\1/' mysqld.run)\n\
+             runs() {{\n\
              set -- $(sed 's/.*) //' /proc/$pid/stat 2>/dev/null || :)\n\
-             if [ \"$1\" != Z ] && [ \"${{20}}\" = \"$began\" ]; then runs=yes; else runs=no; fi\n"
+             [ \"$1\" != Z ] && [ \"${{20}}\" = \"$began\" ]\n\
+             }}\n"
         );
+        // A process that has closed its data is about to be gone. The server must not inherit the lock.
         let start = format!(
             "{common}\
              rm -f {STOPPED}\n\
-             [ $runs = no ] || exit 0\n\
+             n=0\n\
+             while runs && [ $n -lt 200 ]; do\n\
+             if ls -l /proc/$pid/fd 2>/dev/null | grep -q ' {dir_shown}/data/'; then exit 0; fi\n\
+             n=$((n + 1))\n\
+             sleep 0.05\n\
+             done\n\
              setsid {mysqld} --defaults-file={dir_shown}/my.cnf </dev/null >>mysqld.log 2>&1 9>&- &\n\
              pid=$!\n\
              began=$(sed 's/.*) //' /proc/$pid/stat | cut -d' ' -f20)\n\
@@ -417,7 +424,7 @@ impl Server {
         let stop = format!(
             "{common}\
              : >{STOPPED}\n\
-             [ $runs = no ] || kill $pid\n"
+             if runs; then kill $pid; fi\n"
         );
         for (name, text) in [(START, start), (STOP, stop)] {
             let file = dir.join(name);
