@@ -127,7 +127,7 @@ impl Session {
         let Some(conn) = self.conn.as_mut() else { return Ok(()) };
         let mut looked_at = 0;
         while let Some(id) = self.abandoned.get(looked_at).copied() {
-            self.doing = "to KILL of a session that hangs";
+            self.doing = "to a query";
             match conn.query_drop(format!("KILL {id}")).await {
                 // It ends as soon as the server gets round to it.
                 Ok(()) => looked_at += 1,
