@@ -137,12 +137,24 @@ async fn replication_login(config: &Config, name: &HostName, other: &Host) -> Fi
             return bad(e.to_string(), cure);
         }
     };
-    match privileges::lacks(&mut session, &["REPLICATION SLAVE"]).await {
+    // A clone is read with it.
+    let needed: &[&str] = match session.dialect {
+        Dialect::MariaDb => &["REPLICATION SLAVE"],
+        Dialect::MySql => &["REPLICATION SLAVE", "BACKUP_ADMIN"],
+    };
+    match privileges::lacks(&mut session, needed).await {
         Ok((_, missing)) if missing.is_empty() => {
-            Finding::ok(Subject::ReplicationUser, tried.clone(), "let in, and has REPLICATION SLAVE")
+            Finding::ok(Subject::ReplicationUser, tried.clone(), format!("let in, and has {}", needed.join(", ")))
         }
-        Ok((account, _)) => {
-            bad("without REPLICATION SLAVE".to_owned(), privileges::grant("REPLICATION SLAVE", &account))
+        Ok((account, missing)) if missing == ["BACKUP_ADMIN"] => Finding::bad(
+            Severity::Warning,
+            Subject::ReplicationUser,
+            tried.clone(),
+            "without BACKUP_ADMIN: reclone cannot work",
+            privileges::grant("BACKUP_ADMIN", &account),
+        ),
+        Ok((account, missing)) => {
+            bad(format!("without {}", missing.join(", ")), privileges::grant(&missing.join(", "), &account))
         }
         Err(e) => bad(e.to_string(), "ask again".to_owned()),
     }

@@ -25,10 +25,21 @@ const QUESTIONS: [(Dialect, &str, &str); 5] = [
 /// Those that nothing harmless needs.
 const TOLD: [(Dialect, &str); 2] = [(Dialect::MySql, "CONNECTION_ADMIN"), (Dialect::MySql, "REPLICATION_SLAVE_ADMIN")];
 
+/// For saving, undoing and copying a host's data: what those begin with is nothing to try.
+const JOBS: [(Dialect, &str); 7] = [
+    (Dialect::MariaDb, "BINLOG MONITOR"),
+    (Dialect::MariaDb, "BINLOG ADMIN"),
+    (Dialect::MariaDb, "BINLOG REPLAY"),
+    (Dialect::MariaDb, "RELOAD"),
+    (Dialect::MariaDb, "LOCK TABLES"),
+    (Dialect::MySql, "CLONE_ADMIN"),
+    (Dialect::MySql, "RELOAD"),
+];
+
 const WRONG_VALUE: [u16; 2] = [1231, 1232];
 const DENIED: [u16; 4] = [1142, 1227, 1044, 1401];
 
-/// One finding for all that the agent needs, and one for what it can do without.
+/// One finding for all that the agent needs, and one each for what it can do without.
 pub(super) async fn of_agent(session: &mut Session) -> Result<Vec<Finding>, Trouble> {
     let dialect = session.dialect;
     let mut missing = BTreeSet::new();
@@ -56,8 +67,10 @@ pub(super) async fn of_agent(session: &mut Session) -> Result<Vec<Finding>, Trou
             Err(e) => return Err(e),
         }
     }
-    let told: Vec<&str> = TOLD.iter().filter(|(of, _)| *of == dialect).map(|(_, privilege)| *privilege).collect();
-    let (account, untold) = lacks(session, &told).await?;
+    let of_dialect = |all: &[(Dialect, &'static str)]| -> Vec<&'static str> {
+        all.iter().filter(|(of, _)| *of == dialect).map(|(_, privilege)| *privilege).collect()
+    };
+    let (account, untold) = lacks(session, &of_dialect(&TOLD)).await?;
     missing.extend(untold);
 
     let missing: Vec<&str> = missing.into_iter().collect();
@@ -68,7 +81,15 @@ pub(super) async fn of_agent(session: &mut Session) -> Result<Vec<Finding>, Trou
         let found = format!("without {}", missing.join(", "));
         Finding::bad(Severity::Error, Subject::AgentUser, tried, found, grant(&missing.join(", "), &account))
     };
-    Ok(vec![needed, sees_users(session, &account).await?])
+    let tried = format!("whether {account} may save, undo and copy a host's data");
+    let (_, missing) = lacks(session, &of_dialect(&JOBS)).await?;
+    let jobs = if missing.is_empty() {
+        Finding::ok(Subject::AgentUser, tried, "it may")
+    } else {
+        let found = format!("without {}: --accept-lost and reclone cannot work", missing.join(", "));
+        Finding::bad(Severity::Warning, Subject::AgentUser, tried, found, grant(&missing.join(", "), &account))
+    };
+    Ok(vec![needed, jobs, sees_users(session, &account).await?])
 }
 
 /// Who may write although the server is read-only has to be known, and ended, in a planned move.

@@ -25,9 +25,10 @@ pub(super) const AGENT_PASSWORD: &str = "RepAgent";
 const EVERYTHING: &str = "boss";
 
 const MARIADB_GRANTS: &str = "READ_ONLY ADMIN, CONNECTION ADMIN, PROCESS, SLAVE MONITOR, REPLICATION SLAVE ADMIN, \
-                              REPLICATION MASTER ADMIN";
+                              REPLICATION MASTER ADMIN, BINLOG MONITOR, BINLOG ADMIN, BINLOG REPLAY, RELOAD, \
+                              LOCK TABLES";
 const MYSQL_GRANTS: &str = "SYSTEM_VARIABLES_ADMIN, CONNECTION_ADMIN, PROCESS, REPLICATION CLIENT, \
-                            REPLICATION_SLAVE_ADMIN, XA_RECOVER_ADMIN";
+                            REPLICATION_SLAVE_ADMIN, XA_RECOVER_ADMIN, CLONE_ADMIN, RELOAD";
 
 pub(super) struct Instance {
     kind: String,
@@ -122,7 +123,11 @@ impl Instance {
         for (user, password, grant) in [
             ("mmm_agent", AGENT_PASSWORD, format!("{grants} ON *.*")),
             ("blind_agent", AGENT_PASSWORD, "PROCESS ON *.*".to_owned()),
-            ("replication", REPLICATION_PASSWORD, "REPLICATION SLAVE ON *.*".to_owned()),
+            (
+                "replication",
+                REPLICATION_PASSWORD,
+                format!("{} ON *.*", self.words("REPLICATION SLAVE", "REPLICATION SLAVE, BACKUP_ADMIN")),
+            ),
             ("app", "app", "ALL PRIVILEGES ON app.*".to_owned()),
             (EVERYTHING, EVERYTHING, "ALL PRIVILEGES ON *.*".to_owned()),
         ] {
