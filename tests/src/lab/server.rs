@@ -436,6 +436,8 @@ impl Server {
 
     /// Starts the server; it may take a moment until it answers ([`wait_ready`]).
     pub fn start(&self, netns: &Path, dir: &Path) -> Result<Running> {
+        // Names the one before, which is dead, and which MySQL takes for alive until somebody has reaped it.
+        let _ = fs::remove_file(dir.join("mysqld.sock.lock"));
         process::start(Start {
             netns,
             program: &self.mysqld,
