@@ -349,7 +349,7 @@ impl Core {
         }
         info(out, format!("Task of epoch {}: {}", task.id, describe_work(&task.work)));
         self.last_task = task.id;
-        if matches!(task.work, Work::Drain { .. } | Work::Fetch { .. }) {
+        if is_final(&task.work) {
             self.detached = true;
         }
         if matches!(task.work, Work::Drain { .. }) {
@@ -480,7 +480,9 @@ impl Core {
             }
             Step::Follow { host } => {
                 info(out, format!("The server replicates from {host}"));
-                std::mem::take(&mut self.detached)
+                // One that was under way when a drain began: the drain stops it again.
+                let drains = self.task.as_ref().is_some_and(|(task, _)| is_final(&task.work));
+                !drains && std::mem::take(&mut self.detached)
             }
             Step::Detach => {
                 info(out, "The server fetches from nobody".to_owned());
@@ -685,12 +687,8 @@ impl Core {
 
     /// The position at the end of a drain is taken for final: nobody may be able to add to it.
     fn may_start(&self, task: &Task) -> bool {
-        let final_word = match task.work {
-            Work::Drain { .. } | Work::Fetch { .. } => true,
-            Work::Quiesce { .. } | Work::CatchUp { .. } => false,
-        };
         let can_close = matches!(self.server.life, Life::Alive) && self.slots.values().any(Slot::is_managed);
-        !final_word || !can_close || (self.server.writing == Writing::ReadOnly && self.opened.is_none())
+        !is_final(&task.work) || !can_close || (self.server.writing == Writing::ReadOnly && self.opened.is_none())
     }
 
     /// While a quiesce task works under a running order of its own epoch, read_only is its business.
@@ -870,6 +868,14 @@ impl Core {
             Step::Task(task) => describe_work(&task.work),
             Step::Job(job) => job::describe_job(&job.work),
         }
+    }
+}
+
+/// It ends with nothing being fetched any more.
+fn is_final(work: &Work) -> bool {
+    match work {
+        Work::Drain { .. } | Work::Fetch { .. } => true,
+        Work::Quiesce { .. } | Work::CatchUp { .. } => false,
     }
 }
 

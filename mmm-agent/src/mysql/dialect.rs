@@ -28,6 +28,8 @@ pub(super) struct Words {
     pub(super) start_sql: &'static [&'static str],
     pub(super) start_io: &'static [&'static str],
     pub(super) stop_io: &'static [&'static str],
+    /// Forgets the source, and the relay log with it.
+    pub(super) forget: &'static [&'static str],
     pub(super) read_only_on: &'static [&'static str],
     pub(super) read_only_off: &'static [&'static str],
 }

@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep};
 
 /// How long transactions already received may take to be applied before the source is changed.
 const APPLY: Duration = Duration::from_secs(10);
+/// How long a server that fetches no more may take to apply the rest before its source is forgotten.
+const APPLY_REST: Duration = Duration::from_secs(2);
 /// How long STOP may take: it waits for the transaction in hand.
 const STOP: Duration = Duration::from_secs(5);
 /// How long the threads may take to come up; a connection that takes longer is no error of the step.
@@ -194,9 +196,46 @@ async fn come_up(session: &mut Session, host: &Host) -> Result<(), String> {
 pub(super) async fn detach(context: &Context) -> Result<(), String> {
     let at = |why: String| format!("detaching {}: {why}", context.server.place);
     let mut session = context.take(&context.lane).await.map_err(|e| at(format!("no login: {e}")))?;
-    let result = stop_fetching(&mut session).await.map_err(at);
+    let mut result = stop_fetching(&mut session).await;
+    if result.is_ok() {
+        result = forget_source(&mut session).await;
+    }
     context.lane.put(session);
-    result
+    result.map_err(at)
+}
+
+/// A server that starts again begins to fetch by itself from the source that it knows: a crashed active master would get
+/// what its diverged peer wrote (tried: MariaDB then cannot apply its own end, error 1950). So the source is forgotten, once
+/// nothing is left to apply. To follow somebody, it is set anew in any case.
+async fn forget_source(session: &mut Session) -> Result<(), String> {
+    let text = |e: Trouble| e.to_string();
+    let words = session.dialect.words();
+    let until = Instant::now() + APPLY_REST;
+    loop {
+        let Some(mut s) = session.status().await.map_err(text)? else { return Ok(()) };
+        relay::complete(session, &mut s).await.map_err(text)?;
+        let executed = session.vitals().await.map_err(text)?.executed;
+        if s.io != IoThread::Stopped {
+            return Err("the I/O thread was started again meanwhile".to_owned());
+        }
+        if !s.by_gtid || s.unapplied(executed.as_ref()).is_some() {
+            if s.by_gtid && s.sql && Instant::now() < until {
+                sleep(Duration::from_millis(5)).await;
+                continue;
+            }
+            // What waits in the relay log would be lost with the source; without GTIDs, so would the position.
+            return Ok(());
+        }
+        session.run_of(STOP, words.stop).await.map_err(|e| format!("SQL thread not stopped: {e}"))?;
+        return match session.run_of(STOP, words.forget).await {
+            Err(e @ Trouble::Refused { code: 1227 | 1045 | 1044, .. }) => {
+                tracing::warn!(%e, "the replication source is not forgotten: a restart would fetch from it. GRANT RELOAD");
+                // As it was before: it applies, and fetches nothing.
+                tasks::start_sql(session).await
+            }
+            answer => answer.map_err(|e| format!("the source was not forgotten: {e}")),
+        };
+    }
 }
 
 async fn stop_fetching(session: &mut Session) -> Result<(), String> {

@@ -21,6 +21,7 @@ pub(super) const WORDS: Words = Words {
     start_sql: &["START SLAVE SQL_THREAD"],
     start_io: &["START SLAVE IO_THREAD"],
     stop_io: &["STOP SLAVE IO_THREAD"],
+    forget: &["RESET SLAVE ALL"],
     read_only_on: &["SET GLOBAL read_only=1"],
     read_only_off: &["SET GLOBAL read_only=0"],
 };

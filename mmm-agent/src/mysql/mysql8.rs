@@ -24,6 +24,7 @@ pub(super) const WORDS: Words = Words {
     start_sql: &["START REPLICA SQL_THREAD", "START SLAVE SQL_THREAD"],
     start_io: &["START REPLICA IO_THREAD", "START SLAVE IO_THREAD"],
     stop_io: &["STOP REPLICA IO_THREAD", "STOP SLAVE IO_THREAD"],
+    forget: &["RESET REPLICA ALL", "RESET SLAVE ALL"],
     // Setting super_read_only sets read_only, and clearing read_only clears super_read_only.
     read_only_on: &["SET GLOBAL super_read_only=1", "SET GLOBAL read_only=1"],
     read_only_off: &["SET GLOBAL read_only=0"],

@@ -30,12 +30,18 @@ impl Core {
             if masters.get(name).is_none_or(|h| h.mode != HostMode::Master) || host.facts.link.is_none() {
                 continue;
             }
-            let n = host.facts.executed().map_or(0, |here| here.gone_past(&there));
+            // What it has and others lack comes first: that has to be saved. And then a higher number proves nothing.
+            let here = host.facts.executed().filter(|here| there.missing(here) == Some(0));
+            let n = here.map_or(0, |here| here.gone_past(&there));
             match host.compared {
                 Compared::Lacks(_) if n == 0 => host.compared = Compared::Open,
                 Compared::Lacks(before) if before == n => {}
                 Compared::Subset | Compared::Open | Compared::Lacks(_) if n > 0 => {
+                    let known = matches!(host.compared, Compared::Lacks(_));
                     host.compared = Compared::Lacks(n);
+                    if known {
+                        continue;
+                    }
                     let text = format!(
                         "{name} lacks {n} transactions of the active master {active} and has gone past them: they will never come, and it stays out until it is copied anew (reclone {name} --from {active})"
                     );
@@ -55,6 +61,18 @@ impl Core {
         let known = |h: &Host| matches!(h.compared, Compared::Subset | Compared::Lacks(_));
         for (name, host) in self.hosts.iter_mut().filter(|(name, h)| **name != active && !known(h)) {
             if host.facts.link.is_none() || host.status.state == HostState::HardOffline {
+                continue;
+            }
+            if let Some(ahead) = self.returns.get(name).and_then(|ret| ret.ahead.as_ref())
+                && host.facts.executed().and_then(|here| here.missing(&ahead.having)) == Some(0)
+            {
+                let n = ahead.lacking.missing(&ahead.having).unwrap_or_default();
+                host.extra = Some((ahead.having.clone(), ahead.lacking.clone()));
+                if host.compared != Compared::Extra(n) {
+                    host.compared = Compared::Extra(n);
+                    host.in_line = false;
+                    tell_extra(name, &active, n, out);
+                }
                 continue;
             }
             // While it may still be written to (or a statement may still be inside it), more can come.
@@ -79,15 +97,16 @@ impl Core {
                 Compared::Subset => {
                     info(out, Some(name), format!("{name} has nothing that the active master {active} lacks"))
                 }
-                Compared::Extra(n) => error(
-                    out,
-                    Some(name),
-                    format!(
-                        "{name} has {n} transactions that the active master {active} lacks: it stays out until they are saved and it is re-cloned, or they are undone"
-                    ),
-                ),
+                Compared::Extra(n) => tell_extra(name, &active, n, out),
                 Compared::Open | Compared::Needless | Compared::Lacks(_) => {}
             }
         }
     }
+}
+
+fn tell_extra(name: &HostName, active: &HostName, n: u64, out: &mut Vec<Output>) {
+    let text = format!(
+        "{name} has {n} transactions that the active master {active} lacks: it stays out until they are saved and it is re-cloned, or they are undone"
+    );
+    error(out, Some(name), text);
 }

@@ -255,6 +255,16 @@ impl HostFacts {
         })
     }
 
+    /// The most that it was last said to have, received, executed, or executed while it could be written to.
+    pub(crate) fn has_at_most(&self) -> Option<Gtids> {
+        let server = self.report.as_ref().map(|r| &r.server)?;
+        let received = server.replication.as_ref().and_then(|r| r.received.as_ref());
+        let all = [server.executed.as_ref(), received, self.last_executed.as_ref()];
+        all.into_iter()
+            .flatten()
+            .fold(None, |all: Option<Gtids>, one| Some(all.map_or_else(|| one.clone(), |all| all.union(one))))
+    }
+
     /// The last that was heard of it, however long ago: its server lives, and it holds nothing by this decision.
     pub(crate) fn has_let_go(&self, ip: IpAddr, epoch: Epoch) -> bool {
         self.report.as_ref().is_some_and(|r| {

@@ -6,7 +6,7 @@
 use crate::gather::{Gathering, Next};
 use crate::granters::granters_of;
 use crate::io::RequestId;
-use crate::losses::Acknowledged;
+use crate::losses::{Acknowledged, Ahead};
 use crate::roles::{Eligible, Wish};
 use crate::slot::{Blocked, Slot};
 use mmm_common::config::{Cluster, OnDrainTimeout};
@@ -80,7 +80,7 @@ pub(crate) struct Handover {
     pub(crate) force: bool,
     kill_asked: Option<Millis>,
     /// Who was given the writer and has not been seen open yet: it may have been.
-    given: Option<HostName>,
+    pub(crate) given: Option<HostName>,
     /// When the old master was last at work, as it looked when it was given up.
     failed_at: Option<Millis>,
     /// What the target lacks, or may lack, when it is promoted all the same.
@@ -128,6 +128,8 @@ pub(crate) struct HostView<'a> {
     pub(crate) let_go: bool,
     /// What it had then for good, as far as it has said that.
     pub(crate) for_good: Option<Gtids>,
+    /// The most that it was ever said to have, received or executed.
+    pub(crate) most: Option<Gtids>,
     /// Everything that it was ever said to have received, since the writer last moved.
     pub(crate) received_once: Option<&'a Gtids>,
     /// It is one of those that acknowledge.
@@ -148,7 +150,8 @@ pub(crate) enum Event {
     /// The writer had to be taken from this host without its help, and nobody had asked for it.
     Lost(HostName),
     /// The writer is given to `to` without the help of `from`.
-    FailedOver { from: Option<HostName>, to: HostName, acknowledged: Acknowledged },
+    /// `ahead`: who had more, with what, and what the new master had; their numbers will be used again.
+    FailedOver { from: Option<HostName>, to: HostName, acknowledged: Acknowledged, ahead: Vec<(HostName, Ahead)> },
     /// The move asked for by this request has ended.
     Answer(RequestId, Result<String, String>),
     /// The wish could not be fulfilled; an operator's wish is forgotten.
@@ -169,7 +172,7 @@ pub(crate) struct Scene<'a> {
 }
 
 impl Handover {
-    pub(crate) fn new(now: Millis, preferred_moves: Vec<Millis>) -> Self {
+    pub(crate) fn new(now: Millis, preferred_moves: Vec<Millis>, given: Option<HostName>) -> Self {
         Handover {
             phase: Phase::Settled,
             from: None,
@@ -178,7 +181,7 @@ impl Handover {
             request: None,
             force: false,
             kill_asked: None,
-            given: None,
+            given,
             failed_at: None,
             short_of: None,
             in_step: false,
@@ -458,13 +461,12 @@ impl Handover {
                 }
             }
             Phase::Opening { to, since } => {
-                let seen = scene.hosts.get(&to).and_then(|h| h.report?.addresses.get(&scene.address)).map(|a| a.seen);
-                let open = is_open(scene, &to) && seen == Some(turn.slot.state.epoch);
-                if turn.slot.state.holder.as_ref() != Some(&to)
-                    || (!scene.wish.stays
-                        && scene.wish.host.as_ref().is_none_or(|w| *w.host() != to)
-                        && !scene.eligible.iter().any(|e| *e.host() == to))
-                {
+                let open = is_open(scene, &to) && seen_by(scene, &to) == Some(turn.slot.state.epoch);
+                let holds = turn.slot.state.holder.as_ref() == Some(&to);
+                let lost = !scene.wish.stays
+                    && scene.wish.host.as_ref().is_none_or(|w| *w.host() != to)
+                    && !scene.eligible.iter().any(|e| *e.host() == to);
+                if !holds || (lost && !open) {
                     self.end(Err(format!("{to} was lost before it had opened")), turn);
                 } else if open {
                     let took = now.since(self.began).as_millis();
@@ -521,6 +523,17 @@ impl Handover {
     fn begin(&mut self, scene: &Scene<'_>, turn: &mut Turn<'_>) {
         let now = scene.now;
         let holder = turn.slot.state.holder.clone();
+        if let Some(to) = holder.as_ref().filter(|h| scene.active != Some(h)) {
+            // Given away, and nobody was here to see it open (the monitor restarted, or its agent did): it may have written.
+            self.given = Some(to.clone());
+            if is_open(scene, to) && seen_by(scene, to) == Some(turn.slot.state.epoch) {
+                self.from = scene.active.cloned();
+                (self.began, self.in_step) = (now, false);
+                self.why = "found open".to_owned();
+                self.phase = Phase::Opening { to: to.clone(), since: now };
+                return;
+            }
+        }
         if scene.wish.stays {
             if holder.is_some() && !turn.slot.state.write {
                 // A monitor that restarted in the middle of a planned move.
@@ -800,10 +813,11 @@ impl Handover {
         turn.decided(format!("The writer is given to {} ({})", to.host(), self.why));
         if !self.in_step {
             let short = self.short_of.take().or_else(|| self.force.then(|| "it was promoted by --force".to_owned()));
+            let ahead = if short.is_some() { ahead_of(scene, to.host()) } else { Vec::new() };
             let from = self.wrote_last(scene).cloned();
             let why = short.or_else(|| self.unsecured(scene, from.as_ref()?, turn.cluster));
             let acknowledged = why.map_or(Acknowledged::None, |why| Acknowledged::Perhaps { why });
-            turn.events.push(Event::FailedOver { from, to: to.host().clone(), acknowledged });
+            turn.events.push(Event::FailedOver { from, to: to.host().clone(), acknowledged, ahead });
         }
         self.phase = Phase::Opening { to: to.host().clone(), since: scene.now };
     }
@@ -923,13 +937,27 @@ fn vouched_until(scene: &Scene<'_>, to: &HostName, slot: &Slot) -> Option<Option
     (scene.now < until).then_some(Some(until))
 }
 
+/// Who is known to have what the host lacks that is promoted all the same.
+fn ahead_of(scene: &Scene<'_>, to: &HostName) -> Vec<(HostName, Ahead)> {
+    let Some(mine) = scene.hosts.get(to).and_then(|h| h.report?.server.executed.clone()) else { return Vec::new() };
+    let others = scene.hosts.iter().filter(|(name, _)| *name != to);
+    others
+        .filter_map(|(name, h)| {
+            let having = h.most.clone().filter(|theirs| mine.missing(theirs).is_some_and(|n| n > 0))?;
+            Some((name.clone(), Ahead { having, lacking: mine.clone() }))
+        })
+        .collect()
+}
+
+/// The newest decision that the host's agent knows of.
+fn seen_by(scene: &Scene<'_>, host: &HostName) -> Option<Epoch> {
+    scene.hosts.get(host)?.report?.addresses.get(&scene.address).map(|a| a.seen)
+}
+
 /// The host's agent answers, knows the newest decision, and says that it is not open.
 fn is_closed(scene: &Scene<'_>, host: &HostName, slot: &Slot) -> bool {
     !is_open(scene, host)
-        && scene.hosts.get(host).is_some_and(|h| {
-            let seen = h.report.and_then(|r| r.addresses.get(&scene.address)).map(|a| a.seen);
-            h.agent_answers && seen == Some(slot.state.epoch)
-        })
+        && scene.hosts.get(host).is_some_and(|h| h.agent_answers && seen_by(scene, host) == Some(slot.state.epoch))
 }
 
 /// It has tried in vain. Without that it may be about to open.

@@ -126,7 +126,11 @@ impl Core {
             network: false,
             hosts: BTreeMap::new(),
             slots: BTreeMap::new(),
-            handover: Handover::new(now, saved.as_ref().map(|s| s.preferred_moves.clone()).unwrap_or_default()),
+            handover: Handover::new(
+                now,
+                saved.as_ref().map(|s| s.preferred_moves.clone()).unwrap_or_default(),
+                saved.as_ref().and_then(|s| s.given.clone()),
+            ),
             active: saved.as_ref().and_then(|s| s.active.clone()),
             intent: saved.as_ref().map(|s| s.intent.clone()).unwrap_or_default(),
             longest_ttl: saved
@@ -782,6 +786,7 @@ impl Core {
                     last_executed: host.facts.last_executed.as_ref(),
                     let_go: host.facts.has_let_go(ip, slot.state.epoch),
                     for_good: host.facts.has_for_good(),
+                    most: host.facts.has_at_most(),
                     received_once: host.facts.received_once.as_ref(),
                     acknowledges: config.cluster.semisync_slaves
                         || config.cluster.hosts.get(name).is_some_and(|h| h.mode == HostMode::Master),
@@ -870,7 +875,7 @@ impl Core {
                 self.compare(now, out);
             }
             Event::Lost(host) => self.lost_writer(now, &host, out),
-            Event::FailedOver { from, to, acknowledged } => {
+            Event::FailedOver { from, to, acknowledged, ahead } => {
                 let state = self.hosts.get(&to).map(|h| h.status.state);
                 if matches!(state, Some(HostState::ReplicationDelay | HostState::ReplicationFail)) {
                     let why = "because it has applied everything that is to be had, and has the writer";
@@ -878,6 +883,9 @@ impl Core {
                 }
                 if let Some(from) = from.filter(|from| *from != to) {
                     self.remember_failover(from, acknowledged);
+                }
+                for (name, ahead) in ahead {
+                    self.remember_ahead(name, ahead);
                 }
             }
             Event::Answer(id, result) => self.moved_writer(id, result, out),
@@ -945,6 +953,7 @@ impl Core {
             intent: self.intent.clone(),
             lease_ttl_ms: u64::try_from(self.longest_ttl.as_millis()).unwrap_or(u64::MAX),
             preferred_moves: self.handover.preferred_moves.clone(),
+            given: self.handover.given.clone(),
             returns: self.returns.clone(),
             saved_at: now,
         };

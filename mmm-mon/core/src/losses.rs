@@ -9,6 +9,7 @@ use crate::io::Output;
 use crate::states::Compared;
 use crate::{Core, decided, error, info, warn};
 use mmm_common::control::Lost;
+use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{Job, JobWork};
 use mmm_common::report::{Extras, JobState};
@@ -43,12 +44,23 @@ impl Acknowledged {
     }
 }
 
+/// What a host had, and the new master had not, when that was promoted all the same. The new master's own transactions
+/// may get the numbers of the missing ones (MariaDB): later the two look alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ahead {
+    pub(crate) having: Gtids,
+    pub(crate) lacking: Gtids,
+}
+
 /// What is known of, and done about, a host whose data differ from the active master's; survives a restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Return {
     /// Of the last automatic failover away from this host.
     pub(crate) acknowledged: Option<Acknowledged>,
     pub(crate) extras: Option<Extras>,
+    /// It is extra by this, whatever the numbers say since.
+    #[serde(default)]
+    pub(crate) ahead: Option<Ahead>,
     /// How many it seemed to have when they were saved: others are saved anew.
     saved_for: u64,
     /// What was saved before it was last brought back in line.
@@ -112,6 +124,11 @@ impl Core {
         self.returns.insert(from, Return { acknowledged: Some(acknowledged), past, ..Return::default() });
     }
 
+    /// The host had more than the new master when that was promoted.
+    pub(crate) fn remember_ahead(&mut self, name: HostName, ahead: Ahead) {
+        self.returns.entry(name).or_default().ahead = Some(ahead);
+    }
+
     /// Takes in what agents say of their jobs, and begins what is due.
     pub(crate) fn mend(&mut self, now: Millis, out: &mut Vec<Output>) {
         let names: Vec<HostName> = self.hosts.keys().cloned().collect();
@@ -165,8 +182,8 @@ impl Core {
                     }
                 }
                 if !matches!(job.work, JobWork::Save { .. }) {
-                    (ret.accepted, ret.reclone_from) = (None, None);
-                    (host.compared, host.sample) = (Compared::Open, None);
+                    (ret.accepted, ret.reclone_from, ret.ahead) = (None, None, None);
+                    (host.compared, host.sample, host.extra) = (Compared::Open, None, None);
                     host.facts.received_once = None;
                 }
             }

@@ -31,6 +31,9 @@ pub struct Snapshot {
     /// When a preference moved the writer, within flap_duration.
     #[serde(default)]
     pub preferred_moves: Vec<Millis>,
+    /// Who was given the writer after `active`, and has not been seen open: it may have been.
+    #[serde(default)]
+    pub given: Option<HostName>,
     /// What is known of, and done about, hosts with transactions that others lack.
     #[serde(default)]
     pub returns: BTreeMap<HostName, Return>,

@@ -182,7 +182,9 @@ fn replication(cluster: &Cluster, name: &HostName, server: &ServerFacts, writer:
     let wanted = writer.filter(|w| *w != name).or(peer).or(masters(cluster).into_iter().find(|m| *m != name));
     let cure = wanted.and_then(at).map_or(String::new(), |at| follow(server.mariadb, at));
     let Some(source) = &server.source else {
-        return if is_writer {
+        return if is_writer && server.mariadb {
+            Finding::ok(subject, tried, "nobody, as an active MariaDB master should")
+        } else if is_writer {
             let found = "nobody: after the next failover it would have to be set up first";
             Finding::bad(Severity::Warning, subject, tried, found, cure)
         } else {

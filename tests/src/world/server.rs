@@ -174,7 +174,12 @@ impl World {
                     server.source = Some(host.clone());
                     (server.io, server.sql) = (true, true);
                 }
-                Step::Detach => server.io = false,
+                Step::Detach => {
+                    server.io = false;
+                    if server.received.iter().all(|(id, n)| server.executed.get(id).is_some_and(|mine| mine >= n)) {
+                        server.source = None;
+                    }
+                }
                 Step::Task(task) => {
                     let limit = match task.work {
                         Work::Quiesce { timeout_ms, .. } => {
