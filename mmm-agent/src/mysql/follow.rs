@@ -40,10 +40,17 @@ pub(super) async fn follow(context: &Context, name: &HostName) -> Result<(), Str
 async fn point(session: &mut Session, name: &HostName, host: &Host) -> Result<(), String> {
     let text = |e: Trouble| e.to_string();
     let vitals = session.vitals().await.map_err(text)?;
-    if let (Some(cure), Dialect::MySql) = (&vitals.no_gtids, session.dialect) {
-        return Err(format!("it cannot replicate by GTID: {cure}"));
-    }
     let mut status = session.status().await.map_err(text)?;
+    if let (Some(cure), Dialect::MySql) = (&vitals.no_gtids, session.dialect) {
+        // By file and position only what is pointed there already can go on.
+        return match status {
+            Some(s) if is_source(&s, host) => {
+                start(session, &s, &vitals, name, host).await?;
+                come_up(session, host, false).await
+            }
+            Some(_) | None => Err(format!("it cannot replicate by GTID: {cure}")),
+        };
+    }
     if let Some(s) = &mut status {
         relay::complete(session, s).await.map_err(text)?;
     }
@@ -58,7 +65,7 @@ async fn point(session: &mut Session, name: &HostName, host: &Host) -> Result<()
         }
         None => change(session, host, STOP).await?,
     }
-    come_up(session, host).await
+    come_up(session, host, true).await
 }
 
 pub(super) fn is_source(status: &Status, host: &Host) -> bool {
@@ -168,13 +175,13 @@ pub(super) async fn change_by_position(session: &mut Session, host: &Host, limit
 }
 
 /// Read back: right source, both threads. "Connecting" after the time is the link's trouble, and in the report.
-async fn come_up(session: &mut Session, host: &Host) -> Result<(), String> {
+async fn come_up(session: &mut Session, host: &Host, by_gtid: bool) -> Result<(), String> {
     let until = Instant::now() + COME_UP;
     loop {
         let Some(s) = session.status().await.map_err(|e| e.to_string())? else {
             return Err("set, but the server shows no replication".to_owned());
         };
-        if !is_source(&s, host) || !s.by_gtid {
+        if !is_source(&s, host) || s.by_gtid != by_gtid {
             return Err(format!("set, but it reads back as {}:{} (by GTID: {})", s.source, s.port, s.by_gtid));
         }
         let late = Instant::now() >= until;

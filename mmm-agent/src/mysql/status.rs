@@ -90,6 +90,15 @@ impl Status {
         }
     }
 
+    /// What had been received when `recorded` was read, and is not applied now.
+    pub(super) fn unapplied_of(&self, recorded: &Status, executed: Option<&Gtids>) -> Option<String> {
+        if let (Some(_), Some(_)) = (&recorded.received, executed) {
+            return recorded.unapplied(executed);
+        }
+        let there = recorded.read == self.applied || self.applied.reaches(&recorded.read) == Some(true);
+        (!there).then(|| format!("received up to {}, applied up to {}", recorded.read, self.applied))
+    }
+
     /// The SQL thread waits for more, having nothing left to read.
     pub(super) fn relay_log_is_read(&self) -> bool {
         self.sql && self.sql_doing.contains("has read all relay log")

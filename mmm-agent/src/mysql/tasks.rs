@@ -219,7 +219,7 @@ async fn wait_applied(session: &mut Session, recorded: &Status, deadline: Instan
         let executed = session.vitals().await.map_err(text)?.executed;
         // With the I/O thread stopped, the second look at what was received is the last word; the first one guards
         // against a relay log that was thrown away between.
-        let left = status.unapplied(executed.as_ref()).or_else(|| recorded.unapplied(executed.as_ref()));
+        let left = status.unapplied(executed.as_ref()).or_else(|| status.unapplied_of(recorded, executed.as_ref()));
         let Some(left) = left else { return Ok(executed) };
         if !status.sql {
             return Err(format!("{left}; the SQL thread has stopped: {}", status.why_sql_stopped()));

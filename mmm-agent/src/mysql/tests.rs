@@ -56,6 +56,7 @@ stories!(
     quiesce_refuses_prepared_transactions_and_leaves_the_server_writable,
     a_failed_quiesce_leaves_the_server_writable,
     the_writer_moves_there_and_back,
+    a_detached_server_has_nobody_to_fetch_from_when_it_starts_again,
     drain_applies_what_was_received_with_the_sql_thread_stopped,
     what_cannot_be_applied_is_not_thrown_away,
     catching_up_fails_at_once_when_the_sql_thread_is_stopped,
@@ -525,6 +526,45 @@ async fn the_writer_moves_there_and_back(kind: &str) {
         assert_eq!(servers[from].sql(rows).await, servers[to].sql(rows).await);
         assert_eq!(servers[from].sql("SELECT COUNT(*) FROM app.t").await, (2 * turn + 3).to_string());
     }
+}
+
+/// A server that starts begins to fetch from the source that it knows, before an agent can forbid it.
+async fn a_detached_server_has_nobody_to_fetch_from_when_it_starts_again(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let Some(db2) = start(kind, 2).await else { return };
+    // Without the privilege it fetches nothing, and knows its source. A login keeps the privileges that it began with.
+    let mut boss = db2.boss().await;
+    boss.query_drop("SET sql_log_bin=0").await.unwrap();
+    boss.query_drop("REVOKE RELOAD ON *.* FROM mmm_agent").await.unwrap();
+    let mut side = Side::of(config("db2", db1.port, db2.port));
+    side.step(follow("db1")).await.unwrap();
+    db1.sql("INSERT INTO app.t (id) VALUES (1), (2)").await;
+    side.task(catch_up_with(&db1).await).await.unwrap();
+    side.step(Step::Detach).await.unwrap();
+    side.until("stopped", |r| r.replication.as_ref().is_some_and(|r| !r.io_running && r.sql_running)).await;
+    boss.query_drop("GRANT RELOAD ON *.* TO mmm_agent").await.unwrap();
+    let mut side = Side::of(config("db2", db1.port, db2.port));
+    side.step(follow("db1")).await.unwrap();
+    side.step(Step::Detach).await.unwrap();
+    side.until("forgotten", |r| r.replication.is_none()).await;
+    db1.sql("INSERT INTO app.t (id) VALUES (3)").await;
+    side.step(follow("db1")).await.unwrap();
+    side.task(catch_up_with(&db1).await).await.unwrap();
+    assert_eq!(db2.sql("SELECT GROUP_CONCAT(id ORDER BY n) FROM app.t").await, "1,2,3");
+    // What is not applied is not thrown away with the source.
+    db2.sql(db2.words("STOP SLAVE SQL_THREAD", "STOP REPLICA SQL_THREAD")).await;
+    let mut lock = db2.boss().await;
+    lock.query_drop("LOCK TABLES app.t READ").await.unwrap();
+    db1.sql("INSERT INTO app.t (id) VALUES (4)").await;
+    let there = catch_up_with(&db1).await;
+    let Work::CatchUp { position, .. } = &there else { panic!("no position") };
+    let wanted = position.gtids().cloned();
+    side.until("received", |r| r.replication.as_ref().is_some_and(|r| r.received == wanted)).await;
+    db2.sql(db2.words("START SLAVE SQL_THREAD", "START REPLICA SQL_THREAD")).await;
+    side.step(Step::Detach).await.unwrap();
+    lock.query_drop("UNLOCK TABLES").await.unwrap();
+    side.task(there).await.unwrap();
+    assert_eq!(db2.sql("SELECT COUNT(*) FROM app.t").await, "4");
 }
 
 /// db2 follows db1 and has received, not applied, rows 1 to 5.

@@ -58,10 +58,10 @@ impl MariaGtids {
     /// after them in `other`, are here: within a domain everything is applied in order, so they will never come. A server
     /// of which nothing at all is here tells nothing: its transactions may have come with a copy.
     pub(super) fn gone_past(&self, other: &MariaGtids) -> u64 {
-        let last = |domain: u32| self.highest.iter().filter(|((d, _), _)| *d == domain).map(|(_, n)| *n).max();
         let gaps = other.highest.iter().filter_map(|(key, theirs)| {
             let mine = *self.highest.get(key)?;
-            (mine < *theirs && last(key.0).is_some_and(|last| *theirs < last)).then(|| theirs - mine)
+            // What only this server has came after nothing in `other`.
+            (mine < *theirs && *theirs < self.common(other, key.0)).then(|| theirs - mine)
         });
         gaps.sum()
     }
@@ -135,6 +135,11 @@ mod tests {
         assert_eq!(gone("0-1-38502,0-2-38400", "0-1-38504,0-2-39000"), 0);
         assert_eq!(gone("0-2-39000", "0-1-38504,0-2-39000"), 0, "a copy");
         assert_eq!(gone("0-1-5,1-2-90", "0-1-7,1-2-90"), 0, "every domain for itself");
+        assert_eq!(
+            gone("0-2-405,0-1-411", "0-1-407,0-2-410"),
+            0,
+            "0-1-408 to 411 are its own: they came after nothing there"
+        );
     }
 
     #[test]

@@ -132,6 +132,7 @@ impl Core {
         let host_is_offline = host.status.state == HostState::AdminOffline;
         match (host.compared, &active) {
             (Compared::Extra(n), Some(active)) => {
+                let n = self.saved_count(name).unwrap_or(n);
                 let Some(who) = accept_lost else {
                     return refused(format!(
                         "Host '{name}' has {n} transactions that the active master '{active}' lacks. It can't be switched to ONLINE. Look at 'lost {name}', then use set_online --accept-lost {name} to discard them, or reclone {name} --from {active}."

@@ -283,6 +283,11 @@ impl Core {
         self.slots.values().any(|s| s.state.holder.as_ref() == Some(name))
     }
 
+    /// Numbers of transactions can have gaps: what was saved is counted.
+    pub(crate) fn saved_count(&self, name: &HostName) -> Option<u64> {
+        Some(self.returns.get(name)?.extras.as_ref()?.transactions)
+    }
+
     /// An operator accepts that what the host has and others lack is discarded, after saving it.
     pub(crate) fn accept_lost(&mut self, name: &HostName, who: &str) {
         if let Some(host) = self.hosts.get_mut(name) {
@@ -335,8 +340,7 @@ impl Core {
         for (name, host) in &self.hosts {
             let ret = self.returns.get(name);
             if let (Compared::Extra(n), Some(active)) = (host.compared, &self.active) {
-                // Numbers of transactions can have gaps: what was saved is counted.
-                let n = ret.and_then(|r| r.extras.as_ref()).map_or(n, |e| e.transactions);
+                let n = self.saved_count(name).unwrap_or(n);
                 let class = ret.and_then(|r| r.acknowledged.as_ref()).map_or_else(unknown, Acknowledged::words);
                 lines.push(format!(
                     "Warning: host {name} has {n} transactions that the active master {active} lacks ({class}). Look at 'lost {name}'"

@@ -105,7 +105,7 @@ async fn a_fetch_that_cannot_be_done_says_why_and_fetches_nothing(kind: &str) {
     let why = three.side2.task(fetch("db3", &three.position, 8000)).await.unwrap_err();
     assert!(why.contains("1236") && why.contains("missing"), "{why}");
     assert!(begun.elapsed() < 7 * SECOND, "{:?}", begun.elapsed());
-    let stopped = |r: &ServerReport| r.replication.as_ref().is_some_and(|r| !r.io_running);
+    let stopped = |r: &ServerReport| r.replication.as_ref().is_none_or(|r| !r.io_running);
     three.side2.until("not fetching", stopped).await;
 
     // It hangs: over in time, and nothing is being fetched afterwards.
