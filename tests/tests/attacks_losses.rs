@@ -542,3 +542,380 @@ fn who_loses_the_writer_in_the_moment_of_opening_and_goes_away_is_waited_for() {
     w.run(1_000);
     assert_eq!(w.lost_on("db1"), 0, "{}", told(&w));
 }
+
+/// db2 is given the writer, opens and writes, and the monitor does not know yet that it is open.
+fn opening(w: &mut World) {
+    w.jitter = 300;
+    w.command(move_writer("db2", false));
+    opened_unseen(w);
+}
+
+#[track_caller]
+fn opened_unseen(w: &mut World) {
+    let wrote = |w: &World| w.acknowledged.iter().any(|(server, _)| *server == 2);
+    w.run_until(20_000, wrote).expect("db2 is open");
+    assert_eq!(times(w, "The writer is open on db2"), 0, "the monitor knows already\n{}", told(w));
+}
+
+/// db2 has lost the writer in the moment of opening, and is asked for what it wrote.
+fn asked_after_opening(w: &mut World) {
+    opening(w);
+    set_offline(w, "db2");
+    w.run_until(5_000, |w| times(w, "db1 applies everything it has received, and so does db2") == 1).expect("asked");
+}
+
+/// Whoever has the writer in the end, has everything.
+#[track_caller]
+fn nothing_is_lost(w: &mut World) {
+    let show = w.show();
+    let holder = w.holders(WRITER).join(" and ");
+    assert!(["db1", "db2", "db3"].contains(&holder.as_str()), "'{holder}'\n{show}\n{}", told(w));
+    assert_eq!(w.lost_on(&holder), 0, "on {holder}\n{show}\n{}", told(w));
+}
+
+// Who is to be asked is settled when the drain begins; who comes back after that and before the grant is passed over.
+#[test]
+fn an_old_master_that_is_back_before_the_grant_is_asked() {
+    let mut w = cluster_of(World::with(config(&["db1", "db2"])));
+    w.jitter = 200;
+    w.run(2_000);
+    // Given that db2 lacks one second of it when db1 is cut off.
+    w.host("db2").server.io = false;
+    w.run(1_000);
+    w.cut.insert("db1".into());
+    w.run_until(20_000, |w| times(w, "db2 applies everything it has received") > 0).expect("drains");
+    w.slow_looks = 500;
+    w.cut.clear();
+    w.run_until(20_000, |w| times(w, "db1: Agent is connected") > 1).expect("back");
+    assert_eq!(times(&w, "The writer is given to db2"), 0, "{}", told(&w));
+    w.run(60_000);
+    nothing_is_lost(&mut w);
+}
+
+#[test]
+fn who_lost_the_writer_while_opening_and_is_back_before_the_grant_is_asked() {
+    let mut w = cluster();
+    w.jitter = 300;
+    w.command(move_writer("db2", false));
+    w.run_until(20_000, |w| times(w, "The writer is given to db2") > 0).expect("given");
+    w.slow_looks = 500;
+    opened_unseen(&mut w);
+    w.cut.insert("db2".into());
+    w.run(4_300);
+    w.cut.clear();
+    w.run_until(20_000, |w| times(w, "db2: Agent is connected") > 1).expect("back");
+    assert_eq!(times(&w, "The writer is given to db1"), 1, "{}", told(&w));
+    w.run(60_000);
+    nothing_is_lost(&mut w);
+}
+
+// Once it has been compared with the active master, which lacks what it wrote, it is not trusted and never asked again.
+#[test]
+fn a_hold_for_who_wrote_ends_when_that_is_back() {
+    let mut w = cluster();
+    w.jitter = 300;
+    w.command(move_writer("db2", false));
+    w.run_until(20_000, |w| times(w, "The writer is given to db2") > 0).expect("given");
+    w.slow_looks = 3_000;
+    opened_unseen(&mut w);
+    w.cut.insert("db2".into());
+    w.run(5_000);
+    w.cut.clear();
+    w.run(10_000);
+    (w.slow_looks, w.jitter) = (0, 0);
+    w.run(120_000);
+    nothing_is_lost(&mut w);
+}
+
+// The same without slowness: both masters were away, and db2 was back for three seconds before db1 could take the writer.
+#[test]
+fn a_hold_for_who_wrote_ends_when_both_are_back() {
+    let mut w = cluster();
+    asked_after_opening(&mut w);
+    set_online(&mut w, "db2");
+    w.cut.insert("db2".into());
+    w.run(20_000);
+    assert_eq!(w.holders(WRITER), [""; 0], "{}", told(&w));
+    w.kill_server("db1");
+    w.run(70_000);
+    w.start_server("db1");
+    w.host("db1").server.io = false;
+    w.cut.clear();
+    w.run(10_000);
+    set_online(&mut w, "db1");
+    w.run(120_000);
+    nothing_is_lost(&mut w);
+}
+
+#[test]
+fn a_restarted_monitor_asks_who_lost_the_writer_in_the_moment_of_opening() {
+    let mut w = cluster();
+    opening(&mut w);
+    set_offline(&mut w, "db2");
+    w.run_until(5_000, |w| times(w, "db2: The server is read-only") > 0).expect("closed");
+    assert_eq!(times(&w, "The writer is given to db1"), 1, "{}", told(&w));
+    w.stop_monitor();
+    w.run(200);
+    w.start_monitor();
+    w.run(60_000);
+    nothing_is_lost(&mut w);
+}
+
+#[test]
+fn a_monitor_that_is_restarted_while_it_waits_for_who_wrote_goes_on_waiting() {
+    let mut w = cluster();
+    asked_after_opening(&mut w);
+    w.cut.insert("db2".into());
+    w.run(20_000);
+    assert_eq!(w.holders(WRITER), [""; 0], "{}", told(&w));
+    w.stop_monitor();
+    w.run(500);
+    w.start_monitor();
+    w.run(20_000);
+    assert_eq!(w.holders(WRITER), [""; 0], "{}", told(&w));
+    w.cut.clear();
+    w.run(60_000);
+    nothing_is_lost(&mut w);
+}
+
+#[test]
+fn who_wrote_and_let_go_is_waited_for_while_its_server_is_started_anew() {
+    let mut w = cluster();
+    asked_after_opening(&mut w);
+    w.kill_server("db2");
+    w.run(50_000);
+    w.start_server("db2");
+    w.run(60_000);
+    nothing_is_lost(&mut w);
+}
+
+#[test]
+fn who_wrote_and_let_go_is_waited_for_until_its_server_is_there() {
+    let mut w = cluster();
+    asked_after_opening(&mut w);
+    w.crash_host("db2");
+    w.run(10_000);
+    assert_eq!(w.holders(WRITER), [""; 0], "{}", told(&w));
+    // Given that its agent is there before its server has recovered.
+    w.boot_host("db2");
+    w.kill_server("db2");
+    w.run(40_000);
+    w.start_server("db2");
+    w.run(60_000);
+    nothing_is_lost(&mut w);
+}
+
+// lessons.md 18
+#[test]
+fn a_writer_that_only_peers_have_seen_since_it_opened_is_missed_when_it_dies() {
+    let mut w = cluster();
+    opening(&mut w);
+    w.unseen.insert("db2".into());
+    w.run(30_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    w.crash_host("db2");
+    w.run(20_000);
+    assert_eq!(w.holders(WRITER), [""; 0], "{} are lost\n{}", w.lost_on("db1"), told(&w));
+    w.unseen.clear();
+    w.boot_host("db2");
+    w.run(60_000);
+    nothing_is_lost(&mut w);
+}
+
+#[test]
+fn set_offline_of_a_writer_that_only_peers_have_seen_since_it_opened_loses_nothing() {
+    let mut w = cluster();
+    opening(&mut w);
+    w.unseen.insert("db2".into());
+    w.run(30_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    set_offline(&mut w, "db2");
+    w.run(20_000);
+    w.unseen.clear();
+    w.run(60_000);
+    nothing_is_lost(&mut w);
+}
+
+#[test]
+fn a_writer_that_opened_and_died_while_the_monitor_was_away_is_missed() {
+    let mut w = cluster();
+    opening(&mut w);
+    w.stop_monitor();
+    w.run(20_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    w.kill_server("db2");
+    w.run(1_000);
+    w.start_monitor();
+    w.run(10_000);
+    w.start_server("db2");
+    w.run(60_000);
+    nothing_is_lost(&mut w);
+}
+
+// What a host said before it was away is no comparison when its connection is back.
+#[test]
+fn nobody_is_compared_by_a_report_of_before_it_was_away() {
+    let mut w = cluster();
+    opening(&mut w);
+    w.unseen.insert("db2".into());
+    w.run(30_000);
+    set_offline(&mut w, "db2");
+    w.run(20_000);
+    w.command(move_writer("db1", true));
+    w.run(10_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    w.unseen.clear();
+    w.run(20_000);
+    assert!(w.lost_on("db1") > 1_000);
+    let answer = w.text(Command::SetOnline { host: "db2".into(), accept_lost: false });
+    assert!(answer.starts_with("ERROR"), "{answer}\n{}", told(&w));
+    shows(&mut w, "transactions that the active master db1 lacks");
+}
+
+// Its last word says what it has, and is not listened to.
+#[test]
+fn an_agent_that_ends_in_order_tells_what_its_server_has() {
+    let mut w = cluster_of(World::with(config(&["db1", "db2"])));
+    w.command(Command::SetPassive);
+    w.end_agent("db1");
+    w.run(4_000);
+    w.host("db2").server.io = false;
+    w.run_until(60_000, |w| !w.has_agent("db1")).expect("ended");
+    assert!(w.lost_on("db2") > 0);
+    w.command(Command::SetActive);
+    w.run(20_000);
+    w.start_agent(&"db1".into());
+    w.run(60_000);
+    nothing_is_lost(&mut w);
+}
+
+// When the last but one failed is not when the last one did.
+#[test]
+fn a_third_master_takes_over_with_everything_of_who_lost_the_writer_while_opening() {
+    let mut w = cluster_of(World::with(masters(&HOSTS, &HOSTS)));
+    w.jitter = 300;
+    w.crash_host("db1");
+    opened_unseen(&mut w);
+    set_offline(&mut w, "db2");
+    w.run(100_000);
+    assert_eq!(w.holders(WRITER), ["db3"], "{}", told(&w));
+    nothing_is_lost(&mut w);
+}
+
+#[test]
+fn a_third_master_takes_over_when_the_second_dies_before_it_opens() {
+    let mut w = cluster_of(World::with(masters(&HOSTS, &HOSTS)));
+    w.refuse_steps.insert(("db2".into(), "writable"));
+    w.crash_host("db1");
+    w.run_until(20_000, |w| times(w, "The writer is given to db2") > 0).expect("given");
+    w.run(1_000);
+    w.kill_server("db2");
+    w.run(40_000);
+    assert_eq!(times(&w, "it had stopped fetching from db1"), 0, "{}", told(&w));
+    assert_eq!(w.holders(WRITER), ["db3"], "{}", told(&w));
+    nothing_is_lost(&mut w);
+}
+
+#[test]
+fn what_a_forced_master_lacks_is_not_called_unacknowledged_by_its_successor() {
+    let mut w = cluster_of(World::with(masters(&HOSTS, &HOSTS)));
+    w.semisync = true;
+    w.run(3_000);
+    // Given that db3 alone has received the last three rows of db1, so that they were acknowledged, and throws them away.
+    w.host("db2").server.io = false;
+    w.run(100);
+    *w.host("db1").server.executed.entry(1).or_insert(0) += 3;
+    *w.host("db3").server.received.entry(1).or_insert(0) += 3;
+    w.crash_host("db3");
+    w.kill_server("db1");
+    w.run(600);
+    assert_eq!(w.holders(WRITER), [""; 0], "{}", told(&w));
+    w.jitter = 100;
+    w.command(move_writer("db2", true));
+    opened_unseen(&mut w);
+    set_offline(&mut w, "db2");
+    w.run(1_000);
+    w.boot_host("db3");
+    w.run(8_000);
+    w.text(Command::SetOnline { host: "db3".into(), accept_lost: false });
+    w.run(60_000);
+    assert_eq!(w.holders(WRITER), ["db3"], "{}", told(&w));
+    w.start_server("db1");
+    w.host("db1").server.io = false;
+    w.run(20_000);
+    shows(&mut w, "host db1 has 3 transactions that the active master db3 lacks");
+    shows_not(&mut w, "unacknowledged");
+}
+
+#[test]
+fn force_is_for_whom_it_was_said() {
+    let mut w = cluster_of(World::with(masters(&HOSTS, &HOSTS)));
+    w.host("db3").server.io = false;
+    w.run(10_000);
+    w.refuse_sql("db2");
+    w.run(100);
+    w.kill_server("db1");
+    w.refuse_steps.insert(("db2".into(), "writable"));
+    w.run(40_000);
+    assert_eq!(w.holders(WRITER), [""; 0], "{}", told(&w));
+    w.command(move_writer("db2", true));
+    w.run(9_000);
+    assert!(w.lost_on("db3") > w.lost_on("db2") + 100);
+    w.run(60_000);
+    assert_eq!(w.holders(WRITER), [""; 0], "{}", told(&w));
+}
+
+// R13: a release is not told before the server has been read back as closed.
+#[test]
+fn an_agent_that_starts_does_not_say_that_it_is_off_before_it_has_looked() {
+    let mut w = cluster();
+    opening(&mut w);
+    w.jitter = 0;
+    w.refuse_steps.insert(("db2".into(), "read_only"));
+    set_offline(&mut w, "db2");
+    w.run_until(5_000, |w| times(w, "db2: writer(10.0.0.50) is off this host") > 0).expect("told");
+    w.run(400);
+    assert!(!w.host("db2").server.read_only);
+    w.stop_agent("db2");
+    w.slow_looks = 4_000;
+    w.run(20);
+    w.start_agent(&"db2".into());
+    w.run(200);
+    let both = |w: &World| !w.hosts[&HostName::from("db2")].server.read_only && w.writer_is_open();
+    assert_eq!(w.run_until(10_000, both), None, "two open servers\n{}", told(&w));
+}
+
+#[test]
+fn a_restart_of_the_monitor_and_set_offline_in_the_moment_of_opening_lose_nothing() {
+    let mut w = cluster();
+    opening(&mut w);
+    w.stop_monitor();
+    w.run(200);
+    w.start_monitor();
+    set_offline(&mut w, "db2");
+    w.run(60_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    nothing_is_lost(&mut w);
+}
+
+#[test]
+fn an_agent_that_is_told_to_end_in_the_moment_of_opening_loses_nothing() {
+    let mut w = cluster();
+    opening(&mut w);
+    w.end_agent("db2");
+    w.run(60_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    nothing_is_lost(&mut w);
+}
+
+#[test]
+fn an_agent_that_is_restarted_while_it_is_asked_loses_nothing() {
+    let mut w = cluster();
+    asked_after_opening(&mut w);
+    w.stop_agent("db2");
+    w.slow_looks = 3_000;
+    w.run(100);
+    w.start_agent(&"db2".into());
+    w.run(60_000);
+    nothing_is_lost(&mut w);
+}

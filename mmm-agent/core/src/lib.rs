@@ -763,7 +763,9 @@ impl Core {
             .map(|(ip, slot)| {
                 // R13: a release is not told before the server has been read back as closed.
                 let unclear = !self.looked_at_server || matches!(self.server.life, Life::Alive);
-                let open = self.opened == Some(*ip) && unclear;
+                // A life before may have opened it, or failed to close it.
+                let unseen = self.writer == Some(*ip) && slot.is_managed() && !self.looked_at_server;
+                let open = (self.opened == Some(*ip) && unclear) || unseen;
                 let promised_ms = slot.vouched_until.0.saturating_sub(now.0);
                 (*ip, AddressReport { seen: slot.seen, present: slot.present, open, promised_ms })
             })
@@ -812,7 +814,8 @@ impl Core {
         let open = self.opened.is_some()
             || (managed && self.server.writing == Writing::Allowed && matches!(self.server.life, Life::Alive));
         let off = !open && self.slots.values().all(|slot| !slot.present || !slot.is_managed());
-        if off && !self.looking {
+        // The last word tells what the server has for good.
+        if off && !self.looking && !self.position_old {
             info(out, "Ended: no role is left on this host".to_owned());
         } else if now.since(since) >= HAND_OVER + LEAVE_WITHIN {
             error(out, format!("Ended without having given up everything: {}", self.leftovers()));

@@ -136,6 +136,7 @@ impl Agent {
     fn server_did(&mut self, step: Step, now: Writing) {
         self.give(Input::Server(server(now)));
         self.give(Input::Done { step, result: Ok(()) });
+        self.give(Input::Server(server(now)));
     }
 
     fn after(&mut self, ms: u64) {

@@ -27,7 +27,7 @@ impl Core {
         let Some(there) = self.hosts.get(&active).and_then(|h| h.facts.executed().cloned()) else { return };
         let masters = &self.config.cluster.hosts;
         for (name, host) in self.hosts.iter_mut().filter(|(name, _)| **name != active) {
-            if masters.get(name).is_none_or(|h| h.mode != HostMode::Master) || host.facts.link.is_none() {
+            if masters.get(name).is_none_or(|h| h.mode != HostMode::Master) || host.facts.fresh_report().is_none() {
                 continue;
             }
             // What it has and others lack comes first: that has to be saved. And then a higher number proves nothing.
@@ -55,12 +55,14 @@ impl Core {
     /// Compares every host's data with the active master's, until they are known to be a part of them.
     pub(crate) fn compare(&mut self, now: Millis, out: &mut Vec<Output>) {
         let Some(active) = self.active.clone() else { return };
-        let Some(at_active) = self.hosts.get(&active).filter(|h| h.facts.link.is_some()) else { return };
+        let Some(at_active) = self.hosts.get(&active).filter(|h| h.facts.fresh_report().is_some()) else { return };
         let heard_active = at_active.facts.heard;
         let Some(there) = at_active.facts.executed().cloned() else { return };
         let known = |h: &Host| matches!(h.compared, Compared::Subset | Compared::Lacks(_));
         for (name, host) in self.hosts.iter_mut().filter(|(name, h)| **name != active && !known(h)) {
-            if host.facts.link.is_none() || host.status.state == HostState::HardOffline {
+            // Who was given the writer after the active master is what others will be compared with.
+            let given = self.handover.writers.given() == Some(name);
+            if host.facts.fresh_report().is_none() || host.status.state == HostState::HardOffline || given {
                 continue;
             }
             if let Some(ahead) = self.returns.get(name).and_then(|ret| ret.ahead.as_ref())

@@ -7,7 +7,7 @@ use mmm_common::config::{Check as CheckConfig, Monitor as Config};
 use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
-use mmm_common::report::{Life, Report, SemiSync, Writing};
+use mmm_common::report::{JobState, Life, Report, SemiSync, Writing};
 use mmm_common::state::{CheckKind, CheckResult};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -229,9 +229,20 @@ impl HostFacts {
         self.link.as_ref().is_some_and(|l| l.anchor.is_some()) && now.since(self.heard) < limit
     }
 
+    /// What the agent says on its present connection. What it said on an earlier one may have been overtaken.
+    pub(crate) fn fresh_report(&self) -> Option<&Report> {
+        self.report.as_deref().filter(|_| self.link.as_ref().is_some_and(|l| l.anchor.is_some()))
+    }
+
+    /// Its agent is at long work on its data, whether or not this monitor knows of that.
+    pub(crate) fn is_at_a_job(&self) -> bool {
+        let job = self.fresh_report().and_then(|r| r.job.as_ref());
+        job.is_some_and(|job| matches!(job.state, JobState::Running { .. }))
+    }
+
     /// The agent's last word is that the server answers it, and the agent is still there to say otherwise.
     pub(crate) fn server_alive(&self) -> bool {
-        self.link.is_some() && self.report.as_ref().is_some_and(|r| matches!(r.server.life, Life::Alive))
+        self.fresh_report().is_some_and(|r| matches!(r.server.life, Life::Alive))
     }
 
     /// The newest look at it succeeded. A replica of a server that may be dying is not to blame: its own checks can
@@ -265,10 +276,12 @@ impl HostFacts {
             .fold(None, |all: Option<Gtids>, one| Some(all.map_or_else(|| one.clone(), |all| all.union(one))))
     }
 
-    /// The last that was heard of it, however long ago: its server lives, and it holds nothing by this decision.
+    /// The last that was heard of it, however long ago: its server lives, and it holds nothing by this decision, or has
+    /// let go of everything because its agent ends.
     pub(crate) fn has_let_go(&self, ip: IpAddr, epoch: Epoch) -> bool {
         self.report.as_ref().is_some_and(|r| {
-            r.server.life == Life::Alive && r.addresses.get(&ip).is_some_and(|a| !a.has() && a.seen >= epoch)
+            let let_go = r.addresses.get(&ip).is_some_and(|a| !a.has() && (a.seen >= epoch || r.leaving));
+            r.server.life == Life::Alive && let_go
         })
     }
 

@@ -4,7 +4,8 @@
 //! Every replica stops fetching and applies what it has, together with the candidate. Whoever then has more is fetched
 //! from. A replica that cannot apply what it has received, or whoever had to be asked and cannot be, is a reason to hold.
 
-use crate::handover::{Scene, outcome_of};
+use crate::handover::{HostView, Scene, outcome_of};
+use crate::writers::Writers;
 use mmm_common::config::Cluster;
 use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
@@ -64,6 +65,12 @@ pub(crate) enum Next {
     /// Somebody has, or may have, what the candidate lacks. With a host: its answer would change that.
     Hold(String, Option<HostName>),
     Grant,
+    /// This host had the writer, and can be asked again.
+    Again(HostName),
+}
+
+fn can_be_asked(host: &HostView<'_>) -> bool {
+    host.agent_answers && host.server_alive && !host.server_gone && !host.rebuilt
 }
 
 impl Gathering {
@@ -80,8 +87,8 @@ impl Gathering {
             .iter()
             .filter(|(name, h)| {
                 let replica = h.report.is_some_and(|r| r.server.replication.is_some());
-                let asked = *name != to && h.agent_answers && h.server_alive && !h.server_gone && h.trusted;
-                asked && (replica || Some(*name) == from || Some(*name) == given)
+                let wrote = Some(*name) == from || Some(*name) == given;
+                *name != to && can_be_asked(h) && (wrote || (replica && h.trusted))
             })
             .map(|(name, _)| name.clone())
             .collect();
@@ -119,11 +126,23 @@ impl Gathering {
 
     /// Nobody who can be asked had been fetching until the end.
     pub(crate) fn hopeless(&self) -> Option<&str> {
-        self.stale.as_deref().filter(|_| self.fresh.is_empty())
+        self.stale.as_deref().filter(|_| self.fresh.is_empty() && self.last.is_none())
     }
 
     /// The candidate has drained and has executed `mine`. `late`: nobody is waited for any longer.
-    pub(crate) fn next(&self, scene: &Scene<'_>, to: &HostName, mine: Option<&Gtids>, task: Epoch, late: bool) -> Next {
+    pub(crate) fn next(
+        &self,
+        scene: &Scene<'_>,
+        writers: &Writers,
+        to: &HostName,
+        mine: Option<&Gtids>,
+        (task, late): (Epoch, bool),
+    ) -> Next {
+        let back = |host: &&HostName| *host != to && !self.others.contains(*host);
+        let mut back = self.wrote.iter().filter(back);
+        if let Some(back) = back.find(|host| scene.hosts.get(*host).is_some_and(can_be_asked)) {
+            return Next::Again(back.clone());
+        }
         let Some(mine) = mine else {
             // Without GTIDs nothing can be compared or fetched.
             return Next::Grant;
@@ -134,7 +153,7 @@ impl Gathering {
         let mut most: Option<(u64, &HostName, Gtids)> = None;
         for other in &self.others {
             let old = self.old.as_ref().filter(|_| !self.wrote.contains(other));
-            match has(scene, other, mine, (task, old)) {
+            match has(scene, other, mine, task, (old, self.wrote.contains(other))) {
                 Has::Nothing => drop(asked.insert(other)),
                 Has::More(_, n) if self.fetched.contains(other) => {
                     stuck.push(format!("{to} still lacks {n} transactions of {other} after fetching from it"));
@@ -161,7 +180,7 @@ impl Gathering {
             return Next::Hold(stuck.join("; "), None);
         }
         for host in self.wrote.iter().filter(|host| !asked.contains(*host)).collect::<Vec<_>>() {
-            match last_word(scene, host, to, mine) {
+            match writers.last_word(host, to, mine) {
                 None => {}
                 Some(Ok(())) => drop(asked.insert(host)),
                 Some(Err(why)) => {
@@ -180,7 +199,7 @@ impl Gathering {
                 return Next::Hold(why, None);
             }
         }
-        if self.last.as_ref().is_some_and(|last| asked.contains(last)) {
+        if self.last.as_ref().is_some_and(|last| asked.contains(last) && !writers.was_short(last)) {
             return Next::Grant;
         }
         if let Some(why) = self.stale.as_ref().filter(|_| !self.fresh.iter().any(|f| asked.contains(f))) {
@@ -207,23 +226,14 @@ impl Gathering {
     }
 }
 
-/// Of somebody who had the writer, has let go of it and does not answer any more: whether the candidate has everything
-/// of it. None: it has not let go, but died with it.
-fn last_word(scene: &Scene<'_>, host: &HostName, to: &HostName, mine: &Gtids) -> Option<Result<(), String>> {
-    let view = scene.hosts.get(host).filter(|view| view.let_go)?;
-    Some(match view.for_good.as_ref().and_then(|theirs| mine.missing(theirs)) {
-        Some(0) => Ok(()),
-        Some(n) => Err(format!("{host} wrote {n} transactions that {to} lacks, and does not answer")),
-        None => Err(format!("{host} has let go of the writer, has not said since what it has, and does not answer")),
-    })
-}
-
-fn has(scene: &Scene<'_>, other: &HostName, mine: &Gtids, (task, old): (Epoch, Option<&Gtids>)) -> Has {
+/// `wrote`: only what it says at the end of its drain, closed, is final.
+fn has(scene: &Scene<'_>, other: &HostName, mine: &Gtids, task: Epoch, (old, wrote): (Option<&Gtids>, bool)) -> Has {
     let Some(host) = scene.hosts.get(other).filter(|h| h.agent_answers && h.server_alive) else { return Has::Gone };
     let Some(server) = host.report.map(|r| &r.server) else { return Has::Gone };
     let received = server.replication.as_ref().and_then(|r| r.received.as_ref());
     let lacking = |theirs: Option<&Gtids>| theirs.map_or(Some(0), |theirs| mine.missing(theirs));
-    let covered = lacking(server.executed.as_ref()) == Some(0) && lacking(received) == Some(0);
+    let executed = server.executed.as_ref().and_then(|theirs| mine.missing(theirs));
+    let covered = !wrote && executed == Some(0) && lacking(received) == Some(0);
     match outcome_of(scene, other, task) {
         Some(TaskOutcome::Done { position: Some(Position::Gtids(position)) }) => match mine.missing(position) {
             Some(0) => Has::Nothing,

@@ -9,6 +9,7 @@ use crate::io::RequestId;
 use crate::losses::{Acknowledged, Ahead};
 use crate::roles::{Eligible, Wish};
 use crate::slot::{Blocked, Slot};
+use crate::writers::Writers;
 use mmm_common::config::{Cluster, OnDrainTimeout};
 use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
@@ -79,8 +80,7 @@ pub(crate) struct Handover {
     /// The operator takes the loss.
     pub(crate) force: bool,
     kill_asked: Option<Millis>,
-    /// Who was given the writer and has not been seen open yet: it may have been.
-    pub(crate) given: Option<HostName>,
+    pub(crate) writers: Writers,
     /// When the old master was last at work, as it looked when it was given up.
     failed_at: Option<Millis>,
     /// What the target lacks, or may lack, when it is promoted all the same.
@@ -117,6 +117,8 @@ pub(crate) struct HostView<'a> {
     pub(crate) replicating: Option<&'a (Millis, String)>,
     /// It is known to have nothing that the active master lacks, and its data are not being changed as a whole.
     pub(crate) trusted: bool,
+    /// Its data are being changed as a whole.
+    pub(crate) rebuilt: bool,
     /// Semi-synchronous replication, as last told while its server could be written to.
     pub(crate) semisync: Option<&'a SemiSync>,
     pub(crate) semisync_at: Millis,
@@ -124,7 +126,7 @@ pub(crate) struct HostView<'a> {
     pub(crate) attached: u64,
     /// What its server had executed, as last told while it could be written to.
     pub(crate) last_executed: Option<&'a Gtids>,
-    /// The last that it said is that it holds nothing by the newest decision, with its server alive.
+    /// It has said that it holds nothing by the newest decision, or that it is ending and has nothing, its server alive.
     pub(crate) let_go: bool,
     /// What it had then for good, as far as it has said that.
     pub(crate) for_good: Option<Gtids>,
@@ -172,7 +174,7 @@ pub(crate) struct Scene<'a> {
 }
 
 impl Handover {
-    pub(crate) fn new(now: Millis, preferred_moves: Vec<Millis>, given: Option<HostName>) -> Self {
+    pub(crate) fn new(now: Millis, preferred_moves: Vec<Millis>, writers: Writers) -> Self {
         Handover {
             phase: Phase::Settled,
             from: None,
@@ -181,7 +183,7 @@ impl Handover {
             request: None,
             force: false,
             kill_asked: None,
-            given,
+            writers,
             failed_at: None,
             short_of: None,
             in_step: false,
@@ -285,6 +287,7 @@ impl Handover {
 
     fn step(&mut self, scene: &Scene<'_>, turn: &mut Turn<'_>) {
         let now = scene.now;
+        self.hear_writers(scene, turn.slot);
         if let Some(why) = self.old_master_lost(scene, turn.slot) {
             // The planned way needs the old master: from here on it is fenced like any dead one.
             turn.decided(format!("The move goes on without the old master's help: {why}"));
@@ -292,7 +295,7 @@ impl Handover {
                 self.failed_at = scene.hosts.get(&from).map(|h| h.last_alive);
                 self.lost(from, turn);
             }
-            self.release(turn);
+            self.release(scene, turn);
             match scene.wish.host.clone() {
                 Some(to) => self.phase = Phase::Fencing { to, in_step: false },
                 None => self.end(Err("no host is left that could take the role".to_owned()), turn),
@@ -364,7 +367,7 @@ impl Handover {
                 Some(TaskOutcome::Done { .. }) => {
                     turn.decided(format!("{} has everything: {} lets go", to.host(), self.old_master()));
                     self.failed_at = Some(now);
-                    self.release(turn);
+                    self.release(scene, turn);
                     self.phase = Phase::Fencing { to, in_step: true };
                 }
                 Some(TaskOutcome::Failed { why }) => {
@@ -405,7 +408,7 @@ impl Handover {
                     return;
                 }
                 let late = now.since(since) >= self.patience(turn.cluster);
-                match gather.next(scene, to.host(), position.as_ref(), task, late) {
+                match gather.next(scene, &self.writers, to.host(), position.as_ref(), (task, late)) {
                     Next::Wait(text) => turn.waits(text),
                     Next::Fetch { from, position } => {
                         let id = turn.next();
@@ -415,6 +418,10 @@ impl Handover {
                     }
                     Next::Hold(why, of) => self.incomplete(scene, to, (why, of), self.force, turn),
                     Next::Grant => self.grant(scene, &to, turn),
+                    Next::Again(back) => {
+                        turn.decided(format!("{back} is back and is asked too"));
+                        self.phase = Phase::Fencing { to, in_step: false };
+                    }
                 }
             }
             Phase::Fetching { to, from, task, drain, since, gather, .. } => {
@@ -473,7 +480,8 @@ impl Handover {
                     turn.decided(format!("The writer is open on {to}, {took} ms after it was decided ({})", self.why));
                     let opened = to.clone();
                     turn.events.push(Event::Opened { from: self.from.clone(), to, in_step: self.in_step });
-                    (self.failed_at, self.given) = (None, None);
+                    self.failed_at = None;
+                    self.writers.opened();
                     if self.request.is_some() && scene.wish.host.as_ref().is_some_and(|w| *w.host() != opened) {
                         // Asked for meanwhile: from here it is a planned move.
                         self.phase = Phase::Settled;
@@ -510,8 +518,9 @@ impl Handover {
     fn go_elsewhere(&mut self, scene: &Scene<'_>, not_open: &HostName, other: Eligible, turn: &mut Turn<'_>) {
         turn.decided(format!("{not_open} has not opened: {} is to have the writer", other.host()));
         self.lost(not_open.clone(), turn);
-        self.release(turn);
-        (self.began, self.in_step) = (scene.now, false);
+        self.release(scene, turn);
+        // What was forced was that host's promotion.
+        (self.began, self.in_step, self.force) = (scene.now, false, false);
         // The data to be had are still those of the last one that was open.
         if self.from.as_ref().is_none_or(|from| from == other.host()) {
             self.from = Some(not_open.clone());
@@ -525,7 +534,7 @@ impl Handover {
         let holder = turn.slot.state.holder.clone();
         if let Some(to) = holder.as_ref().filter(|h| scene.active != Some(h)) {
             // Given away, and nobody was here to see it open (the monitor restarted, or its agent did): it may have written.
-            self.given = Some(to.clone());
+            self.writers.find(to);
             if is_open(scene, to) && seen_by(scene, to) == Some(turn.slot.state.epoch) {
                 self.from = scene.active.cloned();
                 (self.began, self.in_step) = (now, false);
@@ -561,14 +570,16 @@ impl Handover {
         self.kill_asked = None;
         self.in_step = false;
         self.asked_for = self.request.is_some();
-        if let Some(from) = holder.as_ref().and_then(|h| scene.hosts.get(h)) {
+        // Others have been fetching from the active master only; who was given the writer after it has nobody.
+        let writes = holder.as_ref().filter(|h| scene.active.is_none_or(|active| active == *h));
+        if let Some(from) = writes.and_then(|h| scene.hosts.get(h)) {
             self.failed_at = Some(from.last_alive);
         }
         match (scene.wish.host.clone(), holder) {
             (None, None) => turn.waits(format!("nobody can have it: {}", scene.wish.why)),
             (None, Some(_)) => {
                 turn.decided(format!("The writer is taken away: {}", scene.wish.why));
-                self.release(turn);
+                self.release(scene, turn);
             }
             (Some(to), None) => self.phase = Phase::Fencing { to, in_step: false },
             (Some(to), Some(from)) if can_cooperate(scene, &from, turn.slot.state.epoch) => {
@@ -600,7 +611,7 @@ impl Handover {
                     scene.wish.why
                 ));
                 self.lost(from, turn);
-                self.release(turn);
+                self.release(scene, turn);
                 self.phase = Phase::Fencing { to, in_step: false };
             }
         }
@@ -704,7 +715,7 @@ impl Handover {
                 self.phase = Phase::Fencing { to: back, in_step: false };
             }
             Ok(_) => {
-                let writers = (self.wrote_last(scene), self.given.as_ref());
+                let writers = (self.wrote_last(scene), self.writers.given());
                 let gather = Gathering::begin(scene, turn.cluster, to.host(), writers, self.failed_at);
                 let why =
                     gather.hopeless().map(str::to_owned).or_else(|| self.asks_for_semisync(scene, to.host(), turn));
@@ -717,6 +728,19 @@ impl Handover {
                     if others.is_empty() { String::new() } else { format!(", and so does {}", others.join(" and ")) };
                 turn.decided(format!("{} applies everything it has received{too}", to.host()));
                 self.phase = Phase::Draining { to: to.clone(), task: turn.next(), since: scene.now, gather };
+            }
+        }
+    }
+
+    /// What those say who had the writer: a move in step needs none of it.
+    fn hear_writers(&mut self, scene: &Scene<'_>, slot: &Slot) {
+        if self.in_step || matches!(self.phase, Phase::Settled | Phase::Fencing { in_step: true, .. }) {
+            return;
+        }
+        let had = [self.wrote_last(scene).cloned(), self.writers.given().cloned()];
+        for host in had.into_iter().flatten().filter(|host| slot.state.holder.as_ref() != Some(host)) {
+            if let Some(view) = scene.hosts.get(&host) {
+                self.writers.hear(&host, view);
             }
         }
     }
@@ -809,7 +833,7 @@ impl Handover {
         };
         let (epoch, granters) = (turn.next(), turn.granters(to.host()));
         turn.slot.grant(proof, epoch, granters, true);
-        self.given = Some(to.host().clone());
+        self.writers.give(to.host(), scene.now, self.short_of.is_some() || self.force);
         turn.decided(format!("The writer is given to {} ({})", to.host(), self.why));
         if !self.in_step {
             let short = self.short_of.take().or_else(|| self.force.then(|| "it was promoted by --force".to_owned()));
@@ -842,8 +866,11 @@ impl Handover {
         }
     }
 
-    fn release(&mut self, turn: &mut Turn<'_>) {
+    fn release(&mut self, scene: &Scene<'_>, turn: &mut Turn<'_>) {
         if let Some(holder) = turn.slot.state.holder.clone() {
+            if let Some(view) = scene.hosts.get(&holder) {
+                self.writers.take(&holder, view.last_alive);
+            }
             let epoch = turn.next();
             turn.slot.release(epoch);
             turn.decided(format!("{holder} is to let go of the writer"));

@@ -24,9 +24,11 @@ mod roles;
 mod slot;
 mod snapshot;
 mod states;
+mod writers;
 
 pub use losses::{Acknowledged, Return};
 pub use snapshot::Snapshot;
+pub use writers::Writers;
 
 use facts::{AgentLink, HostFacts};
 use granters::granters_of;
@@ -129,7 +131,7 @@ impl Core {
             handover: Handover::new(
                 now,
                 saved.as_ref().map(|s| s.preferred_moves.clone()).unwrap_or_default(),
-                saved.as_ref().and_then(|s| s.given.clone()),
+                saved.as_ref().map(|s| s.writers.clone()).unwrap_or_default(),
             ),
             active: saved.as_ref().and_then(|s| s.active.clone()),
             intent: saved.as_ref().map(|s| s.intent.clone()).unwrap_or_default(),
@@ -762,7 +764,7 @@ impl Core {
             .filter_map(|(name, host)| {
                 let view = HostView {
                     ip: config.cluster.hosts.get(name)?.ip,
-                    report: host.facts.report.as_deref().filter(|_| host.facts.link.is_some()),
+                    report: host.facts.fresh_report(),
                     agent_answers: answering.contains(name),
                     server_alive: host.facts.server_alive(),
                     may_hold: may_hold.contains(name),
@@ -776,10 +778,12 @@ impl Core {
                         &[]
                     }),
                     replicating: host.facts.replicating.as_ref(),
+                    // With nobody seen open since this monitor lost its state, there was nobody to compare with.
                     trusted: (matches!(host.compared, Compared::Subset | Compared::Needless)
                         || (host.compared == Compared::Open && host.in_line)
-                        || active.as_ref() == Some(name))
-                        && !rebuilt.contains(name),
+                        || active.as_ref() == Some(name)
+                        || (active.is_none() && handover.writers.given().is_some())),
+                    rebuilt: rebuilt.contains(name) || host.facts.is_at_a_job(),
                     semisync: host.facts.semisync.as_ref(),
                     semisync_at: host.facts.semisync_at,
                     attached: host.facts.attached.0,
@@ -953,7 +957,7 @@ impl Core {
             intent: self.intent.clone(),
             lease_ttl_ms: u64::try_from(self.longest_ttl.as_millis()).unwrap_or(u64::MAX),
             preferred_moves: self.handover.preferred_moves.clone(),
-            given: self.handover.given.clone(),
+            writers: self.handover.writers.clone(),
             returns: self.returns.clone(),
             saved_at: now,
         };

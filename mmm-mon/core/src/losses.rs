@@ -117,10 +117,14 @@ impl Core {
     /// The writer was taken from `from` without its help and has been given to somebody who has `acknowledged` ones.
     pub(crate) fn remember_failover(&mut self, from: HostName, acknowledged: Acknowledged) {
         // What others have beyond the new master may be what `from` had acknowledged: it is counted and saved anew.
-        for ret in self.returns.values_mut() {
+        for (_, ret) in self.returns.iter_mut().filter(|(name, _)| **name != from) {
             (ret.acknowledged, ret.saved_for) = (None, 0);
         }
-        let past = self.returns.remove(&from).and_then(|ret| ret.extras.or(ret.past));
+        let before = self.returns.remove(&from);
+        // The next successor knows no more of what was lost than the first one did.
+        let known = before.as_ref().and_then(|ret| ret.acknowledged.clone());
+        let acknowledged = known.filter(|before| *before != Acknowledged::None).unwrap_or(acknowledged);
+        let past = before.and_then(|ret| ret.extras.or(ret.past));
         self.returns.insert(from, Return { acknowledged: Some(acknowledged), past, ..Return::default() });
     }
 
@@ -154,7 +158,7 @@ impl Core {
             }
         }
         let Some(job) = ret.job().cloned() else { return };
-        let told = host.facts.report.as_ref().filter(|_| host.facts.link.is_some()).and_then(|r| r.job.as_ref());
+        let told = host.facts.fresh_report().and_then(|r| r.job.as_ref());
         let Some(told) = told.filter(|told| told.id == job.id) else { return };
         match &told.state {
             JobState::Running { step } => ret.progress.clone_from(step),

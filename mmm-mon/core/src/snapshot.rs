@@ -3,6 +3,7 @@
 use crate::losses::Return;
 use crate::slot::SlotState;
 use crate::states::HostStatus;
+use crate::writers::Writers;
 use mmm_common::epoch::Epoch;
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::state::MonitorMode;
@@ -31,9 +32,9 @@ pub struct Snapshot {
     /// When a preference moved the writer, within flap_duration.
     #[serde(default)]
     pub preferred_moves: Vec<Millis>,
-    /// Who was given the writer after `active`, and has not been seen open: it may have been.
+    /// Who may have written since `active` was seen open.
     #[serde(default)]
-    pub given: Option<HostName>,
+    pub writers: Writers,
     /// What is known of, and done about, hosts with transactions that others lack.
     #[serde(default)]
     pub returns: BTreeMap<HostName, Return>,
@@ -54,6 +55,7 @@ impl Snapshot {
             host.down.iter_mut().for_each(|down| shift(&mut down.at));
         }
         self.preferred_moves.iter_mut().for_each(shift);
+        self.writers.shift(shift);
         self.returns.values_mut().for_each(|r| r.shift(shift));
         self.saved_at = now - ago;
         self
