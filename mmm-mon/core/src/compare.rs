@@ -97,6 +97,8 @@ impl Core {
             host.compared = verdict;
             match verdict {
                 Compared::Subset => {
+                    // What it had before it was undone or copied anew is not missed.
+                    host.facts.received_once = None;
                     info(out, Some(name), format!("{name} has nothing that the active master {active} lacks"))
                 }
                 Compared::Extra(n) => tell_extra(name, &active, n, out),

@@ -145,7 +145,9 @@ impl HostFacts {
             }
             self.last_executed.clone_from(&report.server.executed);
         }
-        if let Some(received) = report.server.replication.as_ref().and_then(|r| r.received.as_ref()) {
+        // While it does not fetch, MariaDB's word may be of before its data were undone or copied anew (tried).
+        let fetching = report.server.replication.as_ref().filter(|r| r.io_running);
+        if let Some(received) = fetching.and_then(|r| r.received.as_ref()) {
             let all = self.received_once.take().map_or_else(|| received.clone(), |all| all.union(received));
             self.received_once = Some(all);
         }
