@@ -56,6 +56,8 @@ impl Core {
             },
         }
         self.report_due |= *mine != state;
+        // Other data: what was last seen of its position is of the old ones.
+        self.position_old |= !matches!(state, JobState::Running { .. }) && !matches!(job.work, JobWork::Save { .. });
         *mine = state;
     }
 

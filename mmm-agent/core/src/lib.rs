@@ -86,7 +86,8 @@ pub struct Core {
     looked_at_server: bool,
     /// The writer address for which the server was opened and has not been seen closed since (R13).
     opened: Option<IpAddr>,
-    /// The server was closed by a step and has not been looked at since: its position is still that of before.
+    /// The server was closed by a step, or got other data, and has not been looked at since: its position is still that of
+    /// before.
     position_old: bool,
 
     under_way: BTreeSet<Subject>,
