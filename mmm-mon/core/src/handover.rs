@@ -734,7 +734,19 @@ impl Handover {
 
     /// What those say who had the writer: a move in step needs none of it.
     fn hear_writers(&mut self, scene: &Scene<'_>, slot: &Slot) {
-        if self.in_step || matches!(self.phase, Phase::Settled | Phase::Fencing { in_step: true, .. }) {
+        let needless = match self.phase {
+            Phase::Settled => slot.state.holder.is_some(),
+            Phase::Fencing { in_step, .. } => in_step,
+            Phase::Opening { .. } => self.in_step,
+            Phase::Nearing { .. }
+            | Phase::Quiescing { .. }
+            | Phase::CatchingUp { .. }
+            | Phase::Draining { .. }
+            | Phase::Gathering { .. }
+            | Phase::Fetching { .. }
+            | Phase::Holding { .. } => false,
+        };
+        if needless {
             return;
         }
         let had = [self.wrote_last(scene).cloned(), self.writers.given().cloned()];
