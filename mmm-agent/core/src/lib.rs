@@ -764,8 +764,10 @@ impl Core {
             .map(|(ip, slot)| {
                 // R13: a release is not told before the server has been read back as closed.
                 let unclear = !self.looked_at_server || matches!(self.server.life, Life::Alive);
-                // A life before may have opened it, or failed to close it.
-                let unseen = self.writer == Some(*ip) && slot.is_managed() && !self.looked_at_server;
+                // A life before may have failed to close it. Who holds by an order says what it has by that order only: to
+                // have it proves that nobody else does (R8).
+                let let_go = slot.is_managed() && slot.hold.is_none();
+                let unseen = self.writer == Some(*ip) && let_go && !self.looked_at_server;
                 let open = (self.opened == Some(*ip) && unclear) || unseen;
                 let promised_ms = slot.vouched_until.0.saturating_sub(now.0);
                 (*ip, AddressReport { seen: slot.seen, present: slot.present, open, promised_ms })
