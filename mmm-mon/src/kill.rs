@@ -17,8 +17,9 @@ use tokio::time::timeout;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 /// How long to collect what was printed, when something the script started still has its output open.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// How much of what the script printed is kept, from the end.
-const TAIL: usize = 1024;
+/// How much of what the script printed is kept, from the end of its output and of its errors each: of the two, either may
+/// be read first.
+const TAIL: usize = 512;
 
 /// # Errors
 /// In words: why the host cannot be taken for dead.
@@ -33,10 +34,10 @@ pub(crate) async fn run(bin: &Path, host: &HostName, ping_ok: bool, deadline: Du
         .process_group(0)
         .spawn()
         .map_err(|e| format!("{what} could not be started: {e}"))?;
-    let tail = Arc::new(Mutex::new(Vec::new()));
+    let tails: [Tail; 2] = [Tail::default(), Tail::default()];
     let readers = [
-        child.stdout.take().map(|pipe| tokio::spawn(keep_tail(pipe, tail.clone()))),
-        child.stderr.take().map(|pipe| tokio::spawn(keep_tail(pipe, tail.clone()))),
+        child.stdout.take().map(|pipe| tokio::spawn(keep_tail(pipe, tails[0].clone()))),
+        child.stderr.take().map(|pipe| tokio::spawn(keep_tail(pipe, tails[1].clone()))),
     ];
     let ended = wait(&mut child, deadline).await;
     for reader in readers.into_iter().flatten() {
@@ -47,8 +48,8 @@ pub(crate) async fn run(bin: &Path, host: &HostName, ping_ok: bool, deadline: Du
     }
     match ended {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{what} failed: {status}{}", printed(&tail))),
-        Err(why) => Err(format!("{what} {why}{}", printed(&tail))),
+        Ok(status) => Err(format!("{what} failed: {status}{}", printed(&tails))),
+        Err(why) => Err(format!("{what} {why}{}", printed(&tails))),
     }
 }
 
@@ -68,7 +69,9 @@ async fn wait(child: &mut Child, deadline: Duration) -> Result<ExitStatus, Strin
     }
 }
 
-async fn keep_tail(mut pipe: impl AsyncRead + Unpin, tail: Arc<Mutex<Vec<u8>>>) {
+type Tail = Arc<Mutex<Vec<u8>>>;
+
+async fn keep_tail(mut pipe: impl AsyncRead + Unpin, tail: Tail) {
     let mut piece = [0; 512];
     while let Ok(n @ 1..) = pipe.read(&mut piece).await {
         let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,10 +81,12 @@ async fn keep_tail(mut pipe: impl AsyncRead + Unpin, tail: Arc<Mutex<Vec<u8>>>) 
     }
 }
 
-fn printed(tail: &Mutex<Vec<u8>>) -> String {
-    let tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-    let text = String::from_utf8_lossy(&tail);
-    let text = text.trim();
+fn printed(tails: &[Tail]) -> String {
+    let texts = tails.iter().map(|tail| {
+        let tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&tail).trim().to_owned()
+    });
+    let text = texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n");
     if text.is_empty() { "; it printed nothing".to_owned() } else { format!("; it printed: {text}") }
 }
 
@@ -123,7 +128,7 @@ mod tests {
         let s = script("head -c 100000 /dev/zero | tr '\\0' x; echo; echo 'no such outlet' >&2; exit 3");
         let why = kill(&s, true, DEADLINE).await.unwrap_err();
         assert!(why.contains("exit status: 3") && why.contains("no such outlet"), "{why}");
-        assert!(why.len() < 2 * TAIL, "{}", why.len());
+        assert!(why.len() < 3 * TAIL, "{}", why.len());
     }
 
     #[tokio::test]

@@ -141,7 +141,7 @@ fn where_replication_leads() {
     let cure = "CHANGE MASTER TO MASTER_HOST='10.0.0.1', MASTER_PORT=3306, MASTER_USER='<replication_user>', \
                 MASTER_PASSWORD='<replication_password>', MASTER_USE_GTID=slave_pos; START SLAVE";
     check(|h| server(h, "db2").source = None, &["db2 replication error"], &["nobody", cure]);
-    check(|h| server(h, "db1").source = None, &["db1 replication warning"], &["MASTER_HOST='10.0.0.2'"]);
+    check(|h| server(h, "db1").source = None, &[], &[]);
     check(|h| server(h, "db3").source = from("10.0.0.2"), &["db3 replication error"], &["not the active master", cure]);
     check(|h| server(h, "db3").source = from("10.0.0.9"), &["db3 replication error"], &["no host of this cluster"]);
     check(|h| server(h, "db1").source = from("10.0.0.3"), &["db1 replication error"], &["db3, which is no master"]);
@@ -151,6 +151,11 @@ fn where_replication_leads() {
         server(h, "db3").source = None;
     };
     check(mysql, &["db3 replication error"], &["CHANGE REPLICATION SOURCE TO SOURCE_HOST='10.0.0.1'"]);
+    let alone = |h: &mut Hosts| {
+        h.values_mut().for_each(|f| f.server.as_mut().unwrap().mariadb = false);
+        server(h, "db1").source = None;
+    };
+    check(alone, &["db1 replication warning"], &["SOURCE_HOST='10.0.0.2'"]);
 }
 
 #[test]
