@@ -404,6 +404,41 @@ fn replication_is_pointed_where_ordered_and_an_operators_stop_is_respected() {
     assert_eq!(a.did(), "", "somebody stopped it; it is not ours to start");
 }
 
+/// Found by the chaos campaign: the drain stopped the I/O thread, and nobody started it again.
+#[test]
+fn a_follow_that_ends_after_a_drain_began_is_done_again_when_ordered() {
+    let mut a = Agent::new(None, 1);
+    let replicating = |io| ServerReport {
+        replication: Some(ReplicationReport {
+            source: "10.0.0.12".into(),
+            port: 3306,
+            io_running: io,
+            sql_running: true,
+            received: None,
+            behind_ms: None,
+            error: String::new(),
+        }),
+        ..server(Writing::ReadOnly)
+    };
+    let follow = |a: &Agent| Order { replication: ReplicationOrder::Follow { host: "db2".into() }, ..a.order(&[]) };
+    let order = follow(&a);
+    a.give(Input::Order(order));
+    assert_eq!(a.did(), "follow db2");
+    let drain = Task { id: Epoch(9), work: Work::Drain { timeout_ms: 1000 } };
+    let order = Order { task: Some(drain), ..a.order(&[]) };
+    a.give(Input::Order(order));
+    assert_eq!(a.did(), "save, task 9");
+    a.give(Input::Server(replicating(true)));
+    a.give(Input::Done { step: Step::Follow { host: "db2".into() }, result: Ok(()) });
+    a.give(Input::Server(replicating(false)));
+    a.give(Input::TaskDone { id: Epoch(9), outcome: TaskOutcome::Done { position: None } });
+    a.after(5_000);
+    assert_eq!(a.did(), "");
+    let order = follow(&a);
+    a.give(Input::Order(order));
+    assert_eq!(a.did(), "follow db2");
+}
+
 /// Found by the chaos campaign: hundreds of times a second while the watcher's look was held up.
 #[test]
 fn what_was_done_to_replication_is_not_done_again_before_it_could_be_seen() {
