@@ -919,3 +919,28 @@ fn an_agent_that_is_restarted_while_it_is_asked_loses_nothing() {
     w.run(60_000);
     nothing_is_lost(&mut w);
 }
+
+#[test]
+fn who_had_more_than_a_forced_master_stays_out_over_a_restart_of_the_monitor() {
+    let mut w = cluster();
+    // db2 cannot apply what it has received; db3 has applied it.
+    w.refuse_sql("db2");
+    w.host("db2").server.sql = false;
+    w.run(500);
+    w.kill_server("db1");
+    w.run(20_000);
+    assert_eq!(w.holders(WRITER), [""; 0], "{}", told(&w));
+    w.command(move_writer("db2", true));
+    w.run(60_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    assert!(times(&w, "db3: db3 has ") > 0, "{}", told(&w));
+    assert_eq!(times(&w, "db3: db3 has nothing that the active master db2 lacks"), 0, "{}", told(&w));
+    shows(&mut w, "db3(10.0.0.13) slave/AWAITING_RECOVERY");
+    w.stop_monitor();
+    w.start_monitor();
+    w.run(10_000);
+    shows(&mut w, "db3(10.0.0.13) slave/AWAITING_RECOVERY");
+    reclone(&mut w, "db3", "db2");
+    w.run(20_000);
+    shows(&mut w, "db3(10.0.0.13) slave/ONLINE");
+}
