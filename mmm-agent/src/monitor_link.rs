@@ -485,8 +485,8 @@ mod tests {
     use tokio::net::TcpSocket;
     use tokio::time::Instant;
 
-    const HELLO: &str = r#"{"message":"hello","protocol":2,"host":"db1","monitor":11}"#;
-    const PEER_HELLO: &str = r#"{"message":"peer_hello","protocol":2,"host":"db1","from":"db2"}"#;
+    const HELLO: &str = r#"{"message":"hello","protocol":3,"host":"db1","monitor":11}"#;
+    const PEER_HELLO: &str = r#"{"message":"peer_hello","protocol":3,"host":"db1","from":"db2"}"#;
     /// Where db2 and db3 are configured to be, and where nobody is.
     const DB2: &str = "127.0.0.2";
     const DB3: &str = "127.0.0.3";
@@ -627,14 +627,14 @@ mod tests {
         let cases = [
             (r#"{"message":"hello","protocol":99,"new":"words"}"#, "protocol 99, this agent"),
             (
-                r#"{"message":"hello","protocol":2,"host":"db2","monitor":11}"#,
+                r#"{"message":"hello","protocol":3,"host":"db2","monitor":11}"#,
                 "wants host 'db2', but this is the agent of 'db1'",
             ),
             (
-                r#"{"message":"hello","protocol":2,"host":"db1"}"#,
+                r#"{"message":"hello","protocol":3,"host":"db1"}"#,
                 "does not say which monitor it comes from, so it speaks",
             ),
-            (r#"{"message":"hello","protocol":2,"host":"db1","monitor":-1}"#, "the first line is no hello"),
+            (r#"{"message":"hello","protocol":3,"host":"db1","monitor":-1}"#, "the first line is no hello"),
             ("GET / HTTP/1.1", "the first line is no hello"),
             ("\u{0}\u{1}{{{{", "the first line is no hello"),
             (first_order.trim(), "an order came before the hello"),
@@ -899,7 +899,7 @@ mod tests {
             (DB2, hello(PROTOCOL, "db1", "db9"), "there is no [host.db9]"),
             (ELSEWHERE, hello(PROTOCOL, "db1", "db1"), "which is this one"),
             (DB2, hello(PROTOCOL, "db3", "db2"), "wants host 'db3', but this is the agent of 'db1'"),
-            (DB2, hello(PROTOCOL + 1, "db1", "db2"), "speaks protocol 3"),
+            (DB2, hello(PROTOCOL + 1, "db1", "db2"), "speaks protocol 4"),
             (DB2, vouch, "a request to vouch came before the hello"),
         ];
         for (count, (source, line, why)) in cases.iter().enumerate() {

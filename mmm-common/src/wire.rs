@@ -12,7 +12,7 @@ use crate::vouch::{VouchAnswer, VouchRequest};
 use serde::{Deserialize, Serialize};
 
 /// Raised when old and new programs would misunderstand each other.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// The longest line either daemon accepts, in bytes. A report of a host with hundreds of GTID sources fits.
 pub const MAX_LINE: usize = 256 * 1024;

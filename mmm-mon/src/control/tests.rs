@@ -92,8 +92,8 @@ async fn what_is_no_request_is_refused_in_words() {
     let port = port().await;
     for (sent, word) in [
         (&b"GET / HTTP/1.1\r\n\r\n"[..], "is no request"),
-        (b"{\"protocol\":2,\"command\":{\"verb\":\"explode\"}}\n", "unknown variant `explode`"),
-        (b"{\"protocol\":99,\"something\":\"else\"}\n", "protocol 99, this mmm_mond 2"),
+        (b"{\"protocol\":3,\"command\":{\"verb\":\"explode\"}}\n", "unknown variant `explode`"),
+        (b"{\"protocol\":99,\"something\":\"else\"}\n", "protocol 99, this mmm_mond 3"),
         (b"\xff\xfe\n", "not UTF-8"),
     ] {
         let answer = say(&port, sent).await;
