@@ -278,6 +278,36 @@ fn rows_of_a_writer_without_a_replica_to_acknowledge_are_not_called_unacknowledg
     shows(&mut w, "transactions that the active master db2 lacks (lost");
 }
 
+/// Found by the chaos campaign, seed 4002: nobody was promoted before an operator's --force.
+#[test]
+fn who_alone_can_have_acknowledged_is_promoted_though_its_agent_was_away_for_long() {
+    let mut w = cluster();
+    w.semisync = true;
+    w.run(3_000);
+    shows(&mut w, "# Role writer is semi-synchronous");
+    w.stop_agent("db2");
+    w.run(12_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    w.kill_server("db1");
+    w.start_agent(&"db2".into());
+    w.run(3_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    // Its commits had stopped waiting: what was acknowledged last need not be on anybody else.
+    let mut w = cluster();
+    w.semisync = true;
+    w.run(3_000);
+    w.stop_agent("db2");
+    for replica in ["db2", "db3"] {
+        w.host(replica).server.io = false;
+    }
+    w.run(13_000);
+    w.kill_server("db1");
+    w.start_agent(&"db2".into());
+    w.run(3_000);
+    assert!(w.holders(WRITER).is_empty(), "{}", told(&w));
+    shows(&mut w, "db2 is not promoted: ");
+}
+
 #[test]
 fn what_is_called_unacknowledged_is_only_what_was_so_at_that_failover() {
     let mut w = cluster_of(World::with(masters(&HOSTS, &HOSTS)));

@@ -93,6 +93,8 @@ pub struct Core {
     under_way: BTreeSet<Subject>,
     /// The last change of replication that was done, and when.
     replicated: Option<(Step, Millis)>,
+    /// When a change of replication failed: it may have stopped what it was to start again.
+    broken_off: Option<Millis>,
     /// What failed, in words, and when it is tried again.
     failed: BTreeMap<Subject, (String, Millis)>,
     refusals: BTreeMap<IpAddr, String>,
@@ -171,6 +173,7 @@ impl Core {
             position_old: false,
             under_way: BTreeSet::new(),
             replicated: None,
+            broken_off: None,
             failed: BTreeMap::new(),
             refusals: BTreeMap::new(),
             refused: 0,
@@ -403,6 +406,11 @@ impl Core {
         self.report_due |= is_news(&self.server, &server) || self.position_old;
         self.server = server;
         self.position_old = false;
+        // A look from before the step can come after it.
+        let running = self.server.replication.as_ref().is_some_and(|r| r.io_running || r.sql_running);
+        if running && self.broken_off.is_some_and(|at| now.since(at) >= LOOKED_AT) {
+            self.broken_off = None;
+        }
         let closed = match (&self.server.life, self.server.writing) {
             (Life::Dead { .. }, _) => true,
             // A look from before the server was opened can come after that: while read_only is being changed, only the
@@ -433,12 +441,16 @@ impl Core {
             if self.failed.get(&subject).is_none_or(|(before, _)| *before != text) {
                 error(out, format!("Failed, and will be tried again: {text}"));
             }
+            if matches!(step, Step::Follow { .. }) {
+                self.broken_off = Some(now);
+            }
             self.failed.insert(subject, (text, now + RETRY));
             return false;
         }
         self.failed.remove(&subject);
         if subject == Subject::Replication {
             self.replicated = Some((step.clone(), now));
+            self.broken_off = None;
         }
         match step {
             Step::Address { ip, lifetime_s, .. } => {
@@ -652,6 +664,7 @@ impl Core {
             replication: &self.replication,
             sources: &self.sources,
             detached: self.detached,
+            broken_off: self.broken_off.is_some(),
             rebuilding: self.is_rebuilding(),
             working: self.task.as_ref().is_some_and(|(_, outcome)| *outcome == TaskOutcome::Running),
             acknowledging: self.acknowledging,

@@ -65,6 +65,8 @@ pub(crate) struct Situation<'a> {
     /// The configured source of each host: address and port.
     pub(crate) sources: &'a BTreeMap<HostName, (IpAddr, u16)>,
     pub(crate) detached: bool,
+    /// The last change of replication has failed half way.
+    pub(crate) broken_off: bool,
     /// A job changes the server's data as a whole.
     pub(crate) rebuilding: bool,
     /// A task is under way.
@@ -176,7 +178,10 @@ impl Situation<'_> {
             ReplicationOrder::Follow { host } => {
                 let (ip, port) = self.sources.get(host)?;
                 let right_source = current.is_some_and(|r| r.port == *port && r.source.parse() == Ok(*ip));
-                (!right_source || self.detached).then(|| Step::Follow { host: host.clone() })
+                // With both threads stopped it was this agent's hand: errors stop one of them.
+                let stopped = current.is_some_and(|r| !r.io_running && !r.sql_running);
+                let unfinished = self.detached || (self.broken_off && stopped);
+                (!right_source || unfinished).then(|| Step::Follow { host: host.clone() })
             }
             ReplicationOrder::Detached => current.is_some_and(|r| r.io_running).then_some(Step::Detach),
         }

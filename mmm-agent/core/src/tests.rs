@@ -404,6 +404,35 @@ fn replication_is_pointed_where_ordered_and_an_operators_stop_is_respected() {
     assert_eq!(a.did(), "", "somebody stopped it; it is not ours to start");
 }
 
+#[test]
+fn what_a_follow_that_failed_has_stopped_is_started_again_and_nothing_else() {
+    let replicating = |source: &str, io, sql| ServerReport {
+        replication: Some(ReplicationReport {
+            source: source.into(),
+            port: 3306,
+            io_running: io,
+            sql_running: sql,
+            received: None,
+            behind_ms: None,
+            error: String::new(),
+        }),
+        ..server(Writing::ReadOnly)
+    };
+    // Both threads: the change was late. One: that one has an error, or an operator at work.
+    for (io, sql, did) in [(false, false, "follow db2"), (true, false, ""), (false, true, "")] {
+        let mut a = Agent::new(None, 1);
+        a.give(Input::Server(replicating("10.0.0.13", true, true)));
+        let order = Order { replication: ReplicationOrder::Follow { host: "db2".into() }, ..a.order(&[]) };
+        a.give(Input::Order(order));
+        assert_eq!(a.did(), "follow db2");
+        let late = Err("source not changed: no answer within 5 s".to_owned());
+        a.give(Input::Done { step: Step::Follow { host: "db2".into() }, result: late });
+        a.give(Input::Server(replicating("10.0.0.12", io, sql)));
+        a.after(1_000);
+        assert_eq!(a.did(), did, "I/O {io}, SQL {sql}");
+    }
+}
+
 /// Found by the chaos campaign: the drain stopped the I/O thread, and nobody started it again.
 #[test]
 fn a_follow_that_ends_after_a_drain_began_is_done_again_when_ordered() {

@@ -32,6 +32,10 @@ pub(crate) struct Gathering {
     need: u64,
     /// Who may have acknowledged the old master's last commits.
     acknowledged: BTreeSet<HostName>,
+    /// Everybody but the old master who is set up to acknowledge.
+    acknowledging: BTreeSet<HostName>,
+    /// So many of those had each commit before a client was told of it; 0: not known of all commits.
+    copies: u64,
     /// What the old master had when it was last heard of.
     old: Option<Gtids>,
     /// From whom everything was fetched already.
@@ -114,9 +118,36 @@ impl Gathering {
             .filter(|h| scene.hosts.get(*h).is_some_and(|v| v.acknowledges) && late(h).is_ok_and(|gap| gap <= until))
             .cloned()
             .collect();
+        // Without our hand on semi-synchronous replication anybody may acknowledge.
+        let all = scene.hosts.iter().filter(|(name, h)| Some(*name) != from && (h.acknowledges || !cluster.semisync));
+        let acknowledging = all.map(|(name, _)| name.clone()).collect();
+        // The look at the server that its last report tells of was not made just then.
+        let until = failed_at.map(|at| at + STALE).or_else(|| Some(host?.last_alive + STALE));
+        let secured = from.is_some_and(|from| unsecured(scene, from, until, cluster).is_none());
+        let copies = host.and_then(|h| h.semisync).filter(|_| secured).map_or(0, |s| s.wait_count.max(1));
         let wrote = from.into_iter().chain(given).cloned().collect();
         let last = given.or(from).filter(|last| others.contains(*last)).cloned();
-        Gathering { others, fresh, stale: alone, again, need, acknowledged, old, fetched: BTreeSet::new(), wrote, last }
+        Gathering {
+            others,
+            fresh,
+            stale: alone,
+            again,
+            need,
+            acknowledged,
+            acknowledging,
+            copies,
+            old,
+            fetched: BTreeSet::new(),
+            wrote,
+            last,
+        }
+    }
+
+    /// Whoever has acknowledged a commit, one of these has it: too few others could have. So it does not matter that this
+    /// monitor has not seen them fetching until the end, because it was restarted, or an agent was.
+    fn has_every_acknowledged(&self, asked: impl Fn(&HostName) -> bool) -> bool {
+        let others = self.acknowledging.iter().filter(|host| !asked(host)).count() as u64;
+        others < self.copies
     }
 
     pub(crate) fn fetching(mut self, from: &HostName) -> Self {
@@ -125,8 +156,9 @@ impl Gathering {
     }
 
     /// Nobody who can be asked had been fetching until the end.
-    pub(crate) fn hopeless(&self) -> Option<&str> {
-        self.stale.as_deref().filter(|_| self.fresh.is_empty() && self.last.is_none())
+    pub(crate) fn hopeless(&self, to: &HostName) -> Option<&str> {
+        let everybody = self.has_every_acknowledged(|host| host == to || self.others.contains(host));
+        self.stale.as_deref().filter(|_| self.fresh.is_empty() && self.last.is_none() && !everybody)
     }
 
     /// The candidate has drained and has executed `mine`. `late`: nobody is waited for any longer.
@@ -200,6 +232,9 @@ impl Gathering {
             }
         }
         if self.last.as_ref().is_some_and(|last| asked.contains(last) && !writers.was_short(last)) {
+            return Next::Grant;
+        }
+        if self.has_every_acknowledged(|host| asked.contains(host)) {
             return Next::Grant;
         }
         if let Some(why) = self.stale.as_ref().filter(|_| !self.fresh.iter().any(|f| asked.contains(f))) {
@@ -281,6 +316,31 @@ fn stale(scene: &Scene<'_>, to: &HostName, from: Option<&HostName>, failed_at: O
         Err(why) => Some(why),
         Ok(gap) => (gap > STALE)
             .then(|| format!("it had stopped fetching from {name} {} s before {name} failed", gap.as_secs())),
+    }
+}
+
+/// Why what the old master had acknowledged need not be on a replica.
+pub(crate) fn unsecured(
+    scene: &Scene<'_>,
+    from: &HostName,
+    failed_at: Option<Millis>,
+    cluster: &Cluster,
+) -> Option<String> {
+    let host = scene.hosts.get(from);
+    let unheard = host.map_or(Duration::ZERO, |h| failed_at.unwrap_or(h.last_alive).since(h.semisync_at));
+    match host.and_then(|h| h.semisync).map(|s| (s, s.in_effect(cluster.fenced_within()))) {
+        Some((s, Ok(()))) if s.replicas < s.wait_count.max(1) => Some(format!(
+            "the last that was heard of {from} is that {} replicas acknowledged its commits, and {} had to: they may have stopped waiting",
+            s.replicas,
+            s.wait_count.max(1)
+        )),
+        Some((s, Ok(()))) if unheard >= Duration::from_millis(s.timeout_ms) => Some(format!(
+            "nothing was heard of semi-synchronous replication on {from} in the last {} s before it failed",
+            unheard.as_secs()
+        )),
+        Some((_, Ok(()))) => None,
+        Some((_, Err(why))) => Some(format!("semi-synchronous replication was not in effect on {from}: {why}")),
+        None => Some(format!("nothing is known of semi-synchronous replication on {from}")),
     }
 }
 

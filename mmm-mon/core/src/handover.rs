@@ -3,7 +3,7 @@
 //! Whatever step fails, there is exactly one writer afterwards, or a stated reason why there is none. This file decides
 //! which step comes next; it never gives the address to anybody without the proof that only `slot.rs` can make.
 
-use crate::gather::{Gathering, Next};
+use crate::gather::{Gathering, Next, unsecured};
 use crate::granters::granters_of;
 use crate::io::RequestId;
 use crate::losses::{Acknowledged, Ahead};
@@ -717,8 +717,10 @@ impl Handover {
             Ok(_) => {
                 let writers = (self.wrote_last(scene), self.writers.given());
                 let gather = Gathering::begin(scene, turn.cluster, to.host(), writers, self.failed_at);
-                let why =
-                    gather.hopeless().map(str::to_owned).or_else(|| self.asks_for_semisync(scene, to.host(), turn));
+                let why = gather
+                    .hopeless(to.host())
+                    .map(str::to_owned)
+                    .or_else(|| self.asks_for_semisync(scene, to.host(), turn));
                 if let Some(why) = why.filter(|_| !self.force) {
                     self.hold(scene.now, to.clone(), (why, None), turn);
                     return;
@@ -776,32 +778,9 @@ impl Handover {
     /// require_semisync: an automatic failover that may lose acknowledged writes is for an operator to ask for.
     fn asks_for_semisync(&self, scene: &Scene<'_>, to: &HostName, turn: &Turn<'_>) -> Option<String> {
         let from = self.wrote_last(scene).filter(|from| *from != to)?;
-        let why = self.unsecured(scene, from, turn.cluster)?;
+        let why = unsecured(scene, from, self.failed_at, turn.cluster)?;
         (turn.cluster.require_semisync && !self.asked_for)
             .then(|| format!("require_semisync is set, and {why}: acknowledged writes of {from} may be lost"))
-    }
-
-    /// Why what the old master had acknowledged need not be on a replica.
-    fn unsecured(&self, scene: &Scene<'_>, from: &HostName, cluster: &Cluster) -> Option<String> {
-        let semisync = scene.hosts.get(from).and_then(|h| h.semisync);
-        let unheard = scene
-            .hosts
-            .get(from)
-            .map_or(Duration::ZERO, |h| self.failed_at.unwrap_or(h.last_alive).since(h.semisync_at));
-        match semisync.map(|s| (s, s.in_effect(cluster.fenced_within()))) {
-            Some((s, Ok(()))) if s.replicas < s.wait_count.max(1) => Some(format!(
-                "the last that was heard of {from} is that {} replicas acknowledged its commits, and {} had to: they may have stopped waiting",
-                s.replicas,
-                s.wait_count.max(1)
-            )),
-            Some((s, Ok(()))) if unheard >= Duration::from_millis(s.timeout_ms) => Some(format!(
-                "nothing was heard of semi-synchronous replication on {from} in the last {} s before it failed",
-                unheard.as_secs()
-            )),
-            Some((_, Ok(()))) => None,
-            Some((_, Err(why))) => Some(format!("semi-synchronous replication was not in effect on {from}: {why}")),
-            None => Some(format!("nothing is known of semi-synchronous replication on {from}")),
-        }
     }
 
     fn drain_failed(&mut self, scene: &Scene<'_>, to: Eligible, why: String, turn: &mut Turn<'_>) {
@@ -851,7 +830,7 @@ impl Handover {
             let short = self.short_of.take().or_else(|| self.force.then(|| "it was promoted by --force".to_owned()));
             let ahead = if short.is_some() { ahead_of(scene, to.host()) } else { Vec::new() };
             let from = self.wrote_last(scene).cloned();
-            let why = short.or_else(|| self.unsecured(scene, from.as_ref()?, turn.cluster));
+            let why = short.or_else(|| unsecured(scene, from.as_ref()?, self.failed_at, turn.cluster));
             let acknowledged = why.map_or(Acknowledged::None, |why| Acknowledged::Perhaps { why });
             turn.events.push(Event::FailedOver { from, to: to.host().clone(), acknowledged, ahead });
         }
