@@ -101,8 +101,13 @@ impl Drop for Refusing {
 /// The kernel's number for raw packets with our own header (netinet/in.h).
 const IPPROTO_RAW: i32 = 255;
 
-/// Classic BPF over the IP header: TCP, to this address, no fragment, SYN and neither ACK, RST nor FIN.
-fn first_packets_to(address: Ipv4Addr) -> [SockFilter; 12] {
+/// Classic BPF over the IP header: for this machine, TCP, to this address, no fragment, SYN and neither ACK, RST nor FIN.
+/// A bridge that floods, or a promiscuous interface, brings also what is for the address's new holder.
+fn first_packets_to(address: Ipv4Addr) -> [SockFilter; 14] {
+    /// SKF_AD_OFF + SKF_AD_PKTTYPE (linux/filter.h): whom the frame was sent to.
+    const PACKET_TYPE: u32 = 0xffff_f004;
+    /// linux/if_packet.h: to this machine.
+    const PACKET_HOST: u32 = 0;
     const LOAD_WORD: u16 = 0x20;
     const LOAD_HALF: u16 = 0x28;
     const LOAD_BYTE: u16 = 0x30;
@@ -115,6 +120,8 @@ fn first_packets_to(address: Ipv4Addr) -> [SockFilter; 12] {
     let op = |code, k| SockFilter::new(code, 0, 0, k);
     let unless_drop = |k, to_drop| SockFilter::new(JUMP_IF_EQUAL, 0, to_drop, k);
     [
+        op(LOAD_WORD, PACKET_TYPE),
+        unless_drop(PACKET_HOST, 11),
         op(LOAD_WORD, 16),
         unless_drop(u32::from(address), 9),
         op(LOAD_BYTE, 9),
@@ -170,7 +177,7 @@ fn reset_for(address: Ipv4Addr, attempt: &[u8]) -> Option<(Vec<u8>, SocketAddrV4
 mod tests {
     use super::*;
     use crate::netlink::Addresses;
-    use crate::testnet::TwoHosts;
+    use crate::testnet::{TwoHosts, ip};
     use pnet_packet::Packet;
     use std::net::{TcpListener, TcpStream};
 
@@ -209,6 +216,26 @@ mod tests {
             while connect().unwrap_err().kind() == ErrorKind::ConnectionRefused {
                 assert!(Instant::now() < end, "still refused");
             }
+        });
+    }
+
+    #[test]
+    fn what_was_sent_to_another_machine_is_not_answered() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        let role = IpAddr::from([10, 77, 0, 50]);
+        let connect =
+            || hosts.on_there(async || TcpStream::connect_timeout(&(role, 3306).into(), Duration::from_millis(500)));
+        let (here, there) = (&hosts.here, &hosts.there);
+        ip(&format!("-n {here} link set eth0 promisc on"));
+        let own = ip(&format!("-n {here} link show eth0"));
+        let own = own.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+        hosts.on_here(async || {
+            let refusing = TurnAway::open(role).unwrap().unwrap().begin();
+            ip(&format!("-n {there} neighbour replace {role} lladdr 02:00:00:00:00:99 dev eth0"));
+            assert_eq!(connect().unwrap_err().kind(), ErrorKind::TimedOut, "the new holder's connection");
+            ip(&format!("-n {there} neighbour replace {role} lladdr {own} dev eth0"));
+            assert_eq!(connect().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            drop(refusing);
         });
     }
 
