@@ -1,7 +1,8 @@
 //! The planned move's step at the old master (data-safety.md, step 2): no acknowledged commit may be missing in the
-//! position that this reports, and a failure leaves the server as it was.
+//! position that this reports.
 //!
-//! Cancelled half way (another task, ReadOnly or Writable came), it restores nothing: what comes next decides.
+//! It never makes the server writable, however it ends: by then another may be the writer. After a failure the monitor
+//! orders it open again, if it may be.
 
 use super::clients::{self, Client, LIST_AGE};
 use super::context::Context;
@@ -27,21 +28,12 @@ pub(super) async fn run(context: &Context, grace: Duration, limit: Duration) -> 
             .await
             .map_err(|e| at("its transactions could not be read", &e))?;
     }
-    let result = match read_only::on(context, deadline.saturating_duration_since(Instant::now())).await {
-        Ok(()) => close_and_read(context, &mut session, deadline).await,
-        Err(why) => Err(why),
-    };
-    match result {
-        Ok(position) => {
-            context.task.put(session);
-            Ok(position)
-        }
-        Err(why) if before == Writing::Allowed => match read_only::off(context, None).await {
-            Ok(()) => Err(format!("{why}; the server is writable as before")),
-            Err(not_back) => Err(format!("{why}; and it could not be made writable again: {not_back}")),
-        },
-        Err(why) => Err(why),
-    }
+    read_only::on(context, deadline.saturating_duration_since(Instant::now())).await?;
+    let position = close_and_read(context, &mut session, deadline)
+        .await
+        .map_err(|why| format!("{why} (read_only was switched on before that)"))?;
+    context.task.put(session);
+    Ok(position)
 }
 
 /// A prepared XA transaction outlives its session and can be committed by nobody but its manager: a move would lose it.

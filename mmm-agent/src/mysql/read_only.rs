@@ -179,12 +179,12 @@ async fn release_killed(context: &Context, session: &mut Session, setter: u32) -
 }
 
 /// read_only off, and super_read_only with it. Not begun after `until`, the end of the lease.
-pub(super) async fn off(context: &Context, until: Option<Millis>) -> Result<(), String> {
+pub(super) async fn off(context: &Context, until: Millis) -> Result<(), String> {
     let at = |what: &str, e: &Trouble| format!("read_only=0 at {}: {what}: {e}", context.server.place);
     context.end_given_up().await.map_err(|e| at("an earlier change of read_only does not end", &e))?;
     let mut session = context.take(&context.fence).await.map_err(|e| at("no login", &e))?;
     let sql = session.dialect.words().read_only_off;
-    let rest = until.map_or(LIMIT, |until| until.since(clock::now())).min(LIMIT / 3);
+    let rest = until.since(clock::now()).min(LIMIT / 3);
     if rest.is_zero() {
         context.fence.put(session);
         return Err(format!("read_only=0 at {}: not begun, the lease has ended", context.server.place));

@@ -119,7 +119,7 @@ impl Worker {
         let (run, handle) = self.spawn(async move {
             let result = match &this {
                 Step::ReadOnly => read_only::on(&context, read_only::LIMIT).await,
-                Step::Writable { until } => read_only::off(&context, Some(*until)).await,
+                Step::Writable { until } => read_only::off(&context, *until).await,
                 Step::Follow { host } => follow::follow(&context, host).await,
                 Step::Detach => follow::detach(&context).await,
                 Step::SemiSync { side, on } => semisync::switch(&context, *side, *on).await,

@@ -310,8 +310,8 @@ async fn somebody_who_may_write_anyway_and_never_stops_hangs_no_move(kind: &str)
     let took = begun.elapsed();
     match result {
         Err(why) => {
-            assert!(db1.is_mariadb() && why.contains("writable as before"), "{why}");
-            assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "0");
+            assert!(db1.is_mariadb() && why.contains("read_only was switched on"), "{why}");
+            assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "1");
         }
         Ok(position) => {
             side.until("read-only", |r| r.writing == Writing::ReadOnly).await;
