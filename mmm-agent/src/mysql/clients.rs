@@ -70,6 +70,11 @@ impl Client {
         self.command.starts_with("Binlog Dump")
     }
 
+    /// One of MariaDB's parallel workers that is not done with what the SQL thread has handed to it.
+    pub(super) fn applies(&self) -> bool {
+        self.command == "Slave_worker" && !self.state.starts_with("Waiting for work from SQL thread")
+    }
+
     /// A statement that only reads, as far as its first word tells.
     pub(super) fn only_reads(&self) -> bool {
         let reads = self.statement.starts_with("SELECT") || self.statement.starts_with("SHOW");
@@ -250,6 +255,16 @@ mod tests {
         assert!(spared.spares(&client("repl", "10.0.0.2:3", "Binlog Dump GTID", "")));
         assert!(spared.spares(&client("system user", "", "Slave_SQL", "")));
         assert!(!spared.spares(&client("app", "10.0.0.2:3", "Query", "UPDATE T")));
+    }
+
+    #[test]
+    fn a_worker_applies_unless_it_waits_for_work() {
+        let worker =
+            |command, state: &str| Client { state: state.to_owned(), ..client("system user", "", command, "") };
+        assert!(worker("Slave_worker", "Waiting for table metadata lock").applies());
+        assert!(worker("Slave_worker", "").applies());
+        assert!(!worker("Slave_worker", "Waiting for work from SQL thread").applies());
+        assert!(!worker("Slave_SQL", "Slave has read all relay log; waiting for more updates").applies());
     }
 
     #[test]

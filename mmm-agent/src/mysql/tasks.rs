@@ -23,7 +23,7 @@ const STATUS_POLL: Duration = Duration::from_millis(50);
 const STOP_ARRIVES: Duration = Duration::from_millis(50);
 /// How long a started thread may take to show that it runs.
 const START: Duration = Duration::from_secs(1);
-/// An SQL thread that has read everything for so long will not apply what is missing.
+/// An SQL thread that has read everything, and whose workers have been idle, for so long will not apply what is missing.
 const NOTHING_LEFT: Duration = Duration::from_millis(500);
 
 pub(super) async fn catch_up(context: &Context, position: &Gtids, limit: Duration) -> Result<Option<Gtids>, String> {
@@ -224,7 +224,11 @@ async fn wait_applied(session: &mut Session, recorded: &Status, deadline: Instan
         if !status.sql {
             return Err(format!("{left}; the SQL thread has stopped: {}", status.why_sql_stopped()));
         }
-        idle_since = if status.relay_log_is_read() { idle_since.or(Some(Instant::now())) } else { None };
+        // Only MariaDB throws its relay log away; and workers apply what the SQL thread has handed on to them.
+        let idle = session.dialect == Dialect::MariaDb
+            && status.relay_log_is_read()
+            && !clients::all(session).await.map_err(text)?.iter().any(Client::applies);
+        idle_since = if idle { idle_since.or(Some(Instant::now())) } else { None };
         if idle_since.is_some_and(|since| since.elapsed() >= NOTHING_LEFT) {
             return Err(format!("{left}, but the SQL thread has read the whole relay log: part of it was thrown away"));
         }

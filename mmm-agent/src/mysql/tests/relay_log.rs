@@ -1,8 +1,9 @@
 //! MariaDB's relay log: what throws it away, and that the product's order of statements does not (data-safety.md,
 //! unplanned failover, step 3).
 
-use super::servers::start;
+use super::servers::{start, start_with};
 use super::*;
+use crate::mysql::clients;
 use crate::mysql::follow::change_by_position;
 use crate::mysql::session::{LOGIN, Server};
 
@@ -11,6 +12,7 @@ stories!(
     an_idle_replica_that_was_restarted_is_followed_again,
     a_restarted_replica_keeps_what_it_had_received_until_its_source_is_back,
     a_drain_does_not_take_null_for_applied,
+    a_drain_waits_for_what_workers_still_apply,
 );
 
 /// Done by hand on db2, with db1 dead and five transactions received that are not applied.
@@ -186,4 +188,35 @@ async fn a_drain_does_not_take_null_for_applied(kind: &str) {
     // MySQL tells of a worker of many (3030).
     assert!(why.contains("SQL thread") && (why.contains("1062") || why.contains("3030")), "{why}");
     side.until("NULL", |r| r.replication.as_ref().is_some_and(|r| r.behind_ms.is_none() && !r.sql_running)).await;
+}
+
+/// The SQL thread has read everything and handed it on; a worker is not done with it for longer than that may last.
+async fn a_drain_waits_for_what_workers_still_apply(kind: &str) {
+    // MySQL has four of them by itself.
+    let workers: &[&str] = if kind.starts_with("mysql") { &[] } else { &["--slave-parallel-threads=4"] };
+    let (Some(mut db1), Some(db2)) = (start(kind, 1).await, start_with(kind, 2, workers).await) else { return };
+    let mut side = Side::of(config("db2", db1.port, db2.port));
+    side.step(follow("db1")).await.unwrap();
+    let mut lock = db2.boss().await;
+    lock.query_drop("LOCK TABLES app.t READ").await.unwrap();
+    db1.sql("INSERT INTO app.t (id) VALUES (1)").await;
+    let Work::CatchUp { position, .. } = catch_up_with(&db1).await else { panic!("no position") };
+    let wanted = position.gtids().cloned();
+    side.until("received", |r| r.replication.as_ref().is_some_and(|r| r.received == wanted)).await;
+    let doing = db2.status().await;
+    let doing = doing.text(&["Slave_SQL_Running_State", "Replica_SQL_Running_State"]).unwrap();
+    assert!(doing.contains("has read all relay log"), "{doing}");
+    let mut session = Server::local(&config("db2", db1.port, db2.port)).unwrap().connect(LOGIN).await.unwrap();
+    let at_work = clients::all(&mut session).await.unwrap().iter().filter(|c| c.applies()).count();
+    assert_eq!(at_work, usize::from(db2.is_mariadb()), "one of four, as the agent's user sees them");
+    db1.kill9();
+    db1.reap();
+    let unlock = tokio::spawn(async move {
+        sleep(2 * SECOND).await;
+        lock.query_drop("UNLOCK TABLES").await.unwrap();
+    });
+    let drained = side.task(Work::Drain { timeout_ms: 8000 }).await.unwrap();
+    assert_eq!(drained, wanted);
+    assert_eq!(db2.sql("SELECT COUNT(*) FROM app.t").await, "1");
+    unlock.await.unwrap();
 }
