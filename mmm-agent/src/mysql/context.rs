@@ -10,12 +10,15 @@ use mmm_common::config;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long a kept login may take to show that it still works.
 const STILL_THERE: Duration = Duration::from_millis(500);
 /// How long a statement that was given up may take to end after its session was killed.
 const END_OF_KILLED: Duration = Duration::from_millis(800);
+
+/// How long a step waits for a task that decides over the I/O thread. Not for its end: a Writable may be next in line.
+pub(super) const ALONE: Duration = Duration::from_secs(2);
 
 pub(super) struct Context {
     pub(super) server: Server,
@@ -30,7 +33,7 @@ pub(super) struct Context {
     /// CatchUp, Drain, Fetch, Quiesce.
     pub(super) task: Kept,
     /// Whoever starts the I/O thread again, or wants it to stay stopped.
-    pub(super) fetching: tokio::sync::Mutex<()>,
+    fetching: tokio::sync::Mutex<()>,
     /// Sessions with a `SET GLOBAL read_only` under way. One that was given up stays here until it is known to be gone,
     /// for else it could still take effect after a later statement.
     setting: Mutex<BTreeSet<u32>>,
@@ -67,6 +70,13 @@ impl Context {
                 kept.put_if_empty(session);
             }
         }
+    }
+
+    /// Until it is dropped, nobody else starts or stops the I/O thread, or changes the source.
+    pub(super) async fn alone(&self, limit: Duration) -> Result<tokio::sync::MutexGuard<'_, ()>, String> {
+        timeout(limit, self.fetching.lock()).await.map_err(|_| {
+            format!("not begun within {} ms: another change of its replication is under way", limit.as_millis())
+        })
     }
 
     pub(super) async fn take(&self, kept: &Kept) -> Result<Session, Trouble> {

@@ -33,12 +33,13 @@ pub(super) async fn fetch(
     if *from == context.config.this {
         return Err(at("a host cannot replicate from itself".to_owned()));
     }
-    let _alone = context.fetching.lock().await;
+    let deadline = Instant::now() + limit;
+    let _alone = context.alone(limit).await.map_err(at)?;
     let mut session = context.take(&context.task).await.map_err(|e| at(format!("no login: {e}")))?;
     let id = session.id;
-    let deadline = Instant::now() + limit;
+    let rest = deadline.saturating_duration_since(Instant::now());
     let mut begun = false;
-    let result = match timeout(limit, run(&mut session, from, host, position, deadline, &mut begun)).await {
+    let result = match timeout(rest, run(&mut session, from, host, position, deadline, &mut begun)).await {
         Ok(result) => result,
         Err(_) => Err(format!("not done within {} ms", limit.as_millis())),
     };

@@ -3,7 +3,7 @@
 //! Changing the source throws the relay log away, so what was received is applied first, or the new source must have it;
 //! else the step is refused with the reason. The password never gets into an error or the log.
 
-use super::context::Context;
+use super::context::{ALONE, Context};
 use super::dialect::{Dialect, Vitals};
 use super::session::{LOGIN, QUERY, Server, Session, Trouble};
 use super::status::{IoThread, Status};
@@ -31,23 +31,28 @@ pub(super) async fn follow(context: &Context, name: &HostName) -> Result<(), Str
     if *name == context.config.this {
         return Err(at("a host cannot replicate from itself".to_owned()));
     }
+    let alone = context.alone(ALONE).await.map_err(at)?;
     let mut session = context.take(&context.lane).await.map_err(|e| at(format!("no login: {e}")))?;
-    let result = point(&mut session, name, host).await.map_err(at);
+    let pointed = point(&mut session, name, host).await;
+    // What is left is only looked at: a drain need not wait for that.
+    drop(alone);
+    let result = match pointed {
+        Ok(by_gtid) => come_up(&mut session, host, by_gtid).await,
+        Err(why) => Err(why),
+    };
     context.lane.put(session);
-    result
+    result.map_err(at)
 }
 
-async fn point(session: &mut Session, name: &HostName, host: &Host) -> Result<(), String> {
+/// True: by GTID.
+async fn point(session: &mut Session, name: &HostName, host: &Host) -> Result<bool, String> {
     let text = |e: Trouble| e.to_string();
     let vitals = session.vitals().await.map_err(text)?;
     let mut status = session.status().await.map_err(text)?;
     if let (Some(cure), Dialect::MySql) = (&vitals.no_gtids, session.dialect) {
         // By file and position only what is pointed there already can go on.
         return match status {
-            Some(s) if is_source(&s, host) => {
-                start(session, &s, &vitals, name, host).await?;
-                come_up(session, host, false).await
-            }
+            Some(s) if is_source(&s, host) => start(session, &s, &vitals, name, host).await.map(|()| false),
             Some(_) | None => Err(format!("it cannot replicate by GTID: {cure}")),
         };
     }
@@ -65,7 +70,7 @@ async fn point(session: &mut Session, name: &HostName, host: &Host) -> Result<()
         }
         None => change(session, host, STOP).await?,
     }
-    come_up(session, host, true).await
+    Ok(true)
 }
 
 pub(super) fn is_source(status: &Status, host: &Host) -> bool {
@@ -202,8 +207,9 @@ async fn come_up(session: &mut Session, host: &Host, by_gtid: bool) -> Result<()
 /// again without losing what was received.
 pub(super) async fn detach(context: &Context) -> Result<(), String> {
     let at = |why: String| format!("detaching {}: {why}", context.server.place);
+    let _alone = context.alone(ALONE).await.map_err(at)?;
     let mut session = context.take(&context.lane).await.map_err(|e| at(format!("no login: {e}")))?;
-    let mut result = stop_fetching(&mut session).await;
+    let mut result = stop_and_apply(&mut session).await;
     if result.is_ok() {
         result = forget_source(&mut session).await;
     }
@@ -245,7 +251,7 @@ async fn forget_source(session: &mut Session) -> Result<(), String> {
     }
 }
 
-async fn stop_fetching(session: &mut Session) -> Result<(), String> {
+async fn stop_and_apply(session: &mut Session) -> Result<(), String> {
     let Some(s) = session.status().await.map_err(|e| e.to_string())? else { return Ok(()) };
     if s.io == IoThread::Stopped {
         return Ok(());
@@ -254,8 +260,7 @@ async fn stop_fetching(session: &mut Session) -> Result<(), String> {
         (Dialect::MariaDb, false) => tasks::start_sql(session).await,
         (Dialect::MariaDb | Dialect::MySql, _) => Ok(()),
     };
-    let words = session.dialect.words();
-    session.run_of(STOP, words.stop_io).await.map_err(|e| format!("I/O thread not stopped: {e}"))?;
+    tasks::stop_fetching(session, Instant::now() + STOP).await.map_err(|e| format!("I/O thread not stopped: {e}"))?;
     match session.status().await.map_err(|e| e.to_string())? {
         Some(s) if s.io != IoThread::Stopped => {
             Err("I/O thread stopped without an error, but it reads back as running".to_owned())

@@ -4,7 +4,7 @@
 //! statement is made of the words that the server's own variables have. The replica side takes effect when the I/O
 //! thread connects: restarting that must never throw a MariaDB relay log away.
 
-use super::context::Context;
+use super::context::{ALONE, Context};
 use super::dialect::{Dialect, is_on};
 use super::session::{Fields, LOGIN, QUERY, Session, Trouble};
 use super::status::IoThread;
@@ -139,7 +139,7 @@ pub(super) async fn switch(context: &Context, side: Side, on: bool) -> Result<()
     // A drain and a fetch decide alone when the I/O thread runs.
     let alone = match side {
         Side::Source => None,
-        Side::Replica => Some(context.fetching.lock().await),
+        Side::Replica => Some(context.alone(ALONE).await.map_err(at)?),
     };
     let mut session = context.take(&context.lane).await.map_err(|e| at(format!("no login: {e}")))?;
     let mut stopped = false;

@@ -21,6 +21,8 @@ const POLL: Duration = Duration::from_millis(2);
 const STATUS_POLL: Duration = Duration::from_millis(50);
 /// Within this a statement has reached its server, if it ever does.
 const STOP_ARRIVES: Duration = Duration::from_millis(50);
+/// How long the status may take after that.
+const READ_BACK: Duration = Duration::from_millis(200);
 /// How long a started thread may take to show that it runs.
 const START: Duration = Duration::from_secs(1);
 /// An SQL thread that has read everything, and whose workers have been idle, for so long will not apply what is missing.
@@ -103,11 +105,11 @@ pub(super) async fn catch_up_in_log(
 
 pub(super) async fn drain(context: &Context, limit: Duration) -> Result<Option<Gtids>, String> {
     let at = |what: &str| format!("draining {}: {what}", context.server.place);
+    let deadline = Instant::now() + limit;
     // Nobody starts the I/O thread again while this goes on.
-    let _alone = context.fetching.lock().await;
+    let _alone = context.alone(limit).await.map_err(|why| at(&why))?;
     let mut session = context.take(&context.task).await.map_err(|e| at(&format!("no login: {e}")))?;
     end_fetchers(&mut session).await.map_err(|e| at(&format!("what fetches from here could not be ended: {e}")))?;
-    let deadline = Instant::now() + limit;
     let text = |e: Trouble| at(&e.to_string());
     let unconnected = session.status().await.map_err(text)?.filter(|s| s.sql && s.io == IoThread::Connecting);
     let position = match unconnected {
@@ -115,7 +117,15 @@ pub(super) async fn drain(context: &Context, limit: Duration) -> Result<Option<G
             relay::complete(&mut session, &mut recorded).await.map_err(text)?;
             let position = wait_applied(&mut session, &recorded, deadline).await.map_err(|why| at(&why))?;
             leave_stopping(context, deadline).await.map_err(text)?;
-            position
+            match session.status_within(READ_BACK).await {
+                // It has connected just before the STOP came.
+                Ok(Some(s)) if s.io == IoThread::Running || s.unapplied(position.as_ref()).is_some() => {
+                    drained(&mut session, deadline).await.map_err(|why| at(&why))?
+                }
+                // Held up by the STOP, which has arrived then.
+                Ok(_) | Err(Trouble::Late { .. }) => position,
+                Err(e) => return Err(text(e)),
+            }
         }
         None => drained(&mut session, deadline).await.map_err(|why| at(&why))?,
     };

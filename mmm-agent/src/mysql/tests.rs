@@ -56,6 +56,7 @@ stories!(
     quiesce_refuses_prepared_transactions_and_leaves_the_server_writable,
     a_quiesce_that_cannot_make_it_read_only_gives_up,
     a_failed_quiesce_leaves_the_server_read_only,
+    a_drain_and_a_follow_do_not_mix,
     the_writer_moves_there_and_back,
     a_detached_server_has_nobody_to_fetch_from_when_it_starts_again,
     drain_applies_what_was_received_with_the_sql_thread_stopped,
@@ -493,6 +494,51 @@ async fn a_failed_quiesce_leaves_the_server_read_only(kind: &str) {
     assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "1");
     side.step(writable()).await.unwrap();
     assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "0");
+}
+
+/// A Follow changes the source while a drain begins: the drain's word on what was received would not be the last.
+async fn a_drain_and_a_follow_do_not_mix(kind: &str) {
+    let (Some(db1), Some(db2)) = (start(kind, 1).await, start(kind, 2).await) else { return };
+    let mut side = Side::of(config("db2", db1.port, db2.port));
+    side.step(follow("db1")).await.unwrap();
+    // The same server at another address is another source.
+    let elsewhere = [
+        "STOP SLAVE; CHANGE MASTER TO MASTER_HOST='127.0.0.50'; START SLAVE",
+        "STOP REPLICA; CHANGE REPLICATION SOURCE TO SOURCE_HOST='127.0.0.50'; START REPLICA",
+    ];
+    db2.boss().await.query_drop(db2.words(elsewhere[0], elsewhere[1])).await.unwrap();
+    let mut lock = db2.boss().await;
+    lock.query_drop("LOCK TABLES app.t READ").await.unwrap();
+    db1.sql("INSERT INTO app.t (id) VALUES (1)").await;
+    side.until("received", |r| {
+        r.replication.as_ref().is_some_and(|x| x.io_running && x.received.is_some() && x.received != r.executed)
+    })
+    .await;
+    side.database.queue(follow("db1"));
+    side.until("waiting for what was received", |r| r.replication.as_ref().is_some_and(|r| !r.io_running)).await;
+
+    let begun = Instant::now();
+    let why = side.task(Work::Drain { timeout_ms: 500 }).await.unwrap_err();
+    assert!(begun.elapsed() < 2 * SECOND, "{:?}", begun.elapsed());
+    assert!(why.contains("500 ms") && why.contains("under way"), "{why}");
+
+    let id = Epoch(100);
+    side.database.queue(Step::Task(Task { id, work: Work::Drain { timeout_ms: 8000 } }));
+    sleep(SECOND / 4).await;
+    lock.query_drop("UNLOCK TABLES").await.unwrap();
+    let (mut drained, mut followed) = (None, false);
+    while drained.is_none() || !followed {
+        let input = side.next(PATIENCE).await;
+        followed |= matches!(input, Input::Done { .. });
+        if let Input::TaskDone { id: this, outcome } = input
+            && this == id
+        {
+            drained = Some(outcome);
+        }
+    }
+    assert!(matches!(drained, Some(TaskOutcome::Done { position: Some(_) })), "{drained:?}");
+    assert_eq!(db2.status().await.text(&["Slave_IO_Running", "Replica_IO_Running"]).unwrap(), "No", "{drained:?}");
+    assert_eq!(db2.sql("SELECT COUNT(*) FROM app.t").await, "1");
 }
 
 async fn quiesce_refuses_prepared_transactions_and_leaves_the_server_writable(kind: &str) {
