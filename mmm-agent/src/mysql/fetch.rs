@@ -108,8 +108,7 @@ async fn until_applied(session: &mut Session, host: &Host, position: &Gtids, dea
     let text = |e: Trouble| e.to_string();
     let mut trying_since: Option<Instant> = None;
     loop {
-        let executed = session.vitals().await.map_err(text)?.executed;
-        let missing = executed.and_then(|e| e.missing(position)).unwrap_or_default();
+        let (_, missing) = tasks::missing(session.vitals().await.map_err(text)?, position)?;
         if missing == 0 {
             return Ok(());
         }

@@ -5,7 +5,7 @@
 
 use super::clients::{self, Client};
 use super::context::Context;
-use super::dialect::Dialect;
+use super::dialect::{Dialect, Vitals};
 use super::follow::is_source;
 use super::relay;
 use super::session::{QUERY, Session, Trouble};
@@ -35,19 +35,11 @@ pub(super) async fn catch_up(context: &Context, position: &Gtids, limit: Duratio
     let mut look = Instant::now();
     loop {
         let vitals = session.vitals().await.map_err(|e| at(&e.to_string()))?;
-        let Some(executed) = vitals.executed else {
-            return Err(at(&vitals.no_gtids.unwrap_or_default()));
-        };
-        let missing = match executed.missing(position) {
-            Some(0) => {
-                context.task.put(session);
-                return Ok(Some(executed));
-            }
-            Some(n) => n,
-            None => {
-                return Err(at("the position is of the other dialect (MariaDB and MySQL do not replicate by GTID)"));
-            }
-        };
+        let (executed, missing) = missing(vitals, position).map_err(|why| at(&why))?;
+        if missing == 0 {
+            context.task.put(session);
+            return Ok(Some(executed));
+        }
         let rest = format!("{missing} transactions missing of {position}");
         if Instant::now() >= look {
             match session.status().await {
@@ -68,6 +60,17 @@ pub(super) async fn catch_up(context: &Context, position: &Gtids, limit: Duratio
             return Err(at(&format!("{rest} after {} ms", limit.as_millis())));
         }
         sleep(POLL).await;
+    }
+}
+
+/// What the server has executed, and how many of the position's transactions are not in it. Not known is an error.
+pub(super) fn missing(vitals: Vitals, position: &Gtids) -> Result<(Gtids, u64), String> {
+    let Some(executed) = vitals.executed else {
+        return Err(vitals.no_gtids.unwrap_or_else(|| "what it has executed is not known".to_owned()));
+    };
+    match executed.missing(position) {
+        Some(n) => Ok((executed, n)),
+        None => Err("the position is of the other dialect (MariaDB and MySQL do not replicate by GTID)".to_owned()),
     }
 }
 
@@ -246,5 +249,25 @@ async fn wait_applied(session: &mut Session, recorded: &Status, deadline: Instan
             return Err(format!("{left} when the time was over"));
         }
         sleep(POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mmm_common::report::Writing;
+
+    #[test]
+    fn not_known_is_not_nothing_missing() {
+        let position = Gtids::MariaDb("0-1-9".parse().unwrap());
+        let vitals = |executed: Option<Gtids>| {
+            let no_gtids = executed.is_none().then(|| "its replication position is beyond its binary log".to_owned());
+            Vitals { writing: Writing::ReadOnly, executed, no_gtids, ex_master: false }
+        };
+        let have = Gtids::MariaDb("0-1-7".parse().unwrap());
+        assert_eq!(missing(vitals(Some(have.clone())), &position), Ok((have, 2)));
+        assert!(missing(vitals(None), &position).unwrap_err().contains("beyond its binary log"));
+        let other = Gtids::MySql("3e11fa47-71ca-11e1-9e33-c80aa9429562:1".parse().unwrap());
+        assert!(missing(vitals(Some(other)), &position).unwrap_err().contains("dialect"));
     }
 }
