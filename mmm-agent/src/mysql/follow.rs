@@ -22,6 +22,8 @@ const APPLY_REST: Duration = Duration::from_secs(2);
 const STOP: Duration = Duration::from_secs(5);
 /// How long the threads may take to come up; a connection that takes longer is no error of the step.
 const COME_UP: Duration = Duration::from_secs(2);
+/// An SQL thread that cannot apply what comes next runs for a moment first, as seen from outside.
+const STAYS: Duration = Duration::from_millis(250);
 
 pub(super) async fn follow(context: &Context, name: &HostName) -> Result<(), String> {
     let at = |why: String| format!("following {name} at {}: {why}", context.server.place);
@@ -182,6 +184,7 @@ pub(super) async fn change_by_position(session: &mut Session, host: &Host, limit
 /// Read back: right source, both threads. "Connecting" after the time is the link's trouble, and in the report.
 async fn come_up(session: &mut Session, host: &Host, by_gtid: bool) -> Result<(), String> {
     let until = Instant::now() + COME_UP;
+    let mut up_since: Option<Instant> = None;
     loop {
         let Some(s) = session.status().await.map_err(|e| e.to_string())? else {
             return Err("set, but the server shows no replication".to_owned());
@@ -191,7 +194,8 @@ async fn come_up(session: &mut Session, host: &Host, by_gtid: bool) -> Result<()
         }
         let late = Instant::now() >= until;
         match (s.io, s.sql) {
-            (IoThread::Running, true) => return Ok(()),
+            (IoThread::Running, true) if up_since.get_or_insert_with(Instant::now).elapsed() >= STAYS => return Ok(()),
+            (IoThread::Running, true) => sleep(Duration::from_millis(5)).await,
             (IoThread::Connecting, true) if late => return Ok(()),
             (_, false) if !s.sql_error.is_empty() => return Err(format!("the SQL thread stopped: {}", s.sql_error)),
             (IoThread::Stopped, _) if !s.io_error.is_empty() => {

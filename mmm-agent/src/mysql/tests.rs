@@ -56,6 +56,7 @@ stories!(
     quiesce_refuses_prepared_transactions_and_leaves_the_server_writable,
     a_quiesce_that_cannot_make_it_read_only_gives_up,
     a_failed_quiesce_leaves_the_server_read_only,
+    a_follow_again_starts_what_is_stopped_and_names_what_stops_again,
     a_drain_and_a_follow_do_not_mix,
     the_writer_moves_there_and_back,
     a_detached_server_has_nobody_to_fetch_from_when_it_starts_again,
@@ -494,6 +495,43 @@ async fn a_failed_quiesce_leaves_the_server_read_only(kind: &str) {
     assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "1");
     side.step(writable()).await.unwrap();
     assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "0");
+}
+
+/// As after a Follow that was given up after its CHANGE.
+async fn a_follow_again_starts_what_is_stopped_and_names_what_stops_again(kind: &str) {
+    let Some((db1, db2, mut side)) = received_not_applied(kind).await else { return };
+    let received = side.last.replication.as_ref().unwrap().received.clone();
+    db2.sql(db2.words("STOP SLAVE", "STOP REPLICA")).await;
+    if db2.is_mariadb() {
+        // Its START throws the relay log away, so the source must be there. A CHANGE would set this again.
+        db2.sql("CHANGE MASTER TO MASTER_CONNECT_RETRY=7").await;
+        side.step(follow("db1")).await.unwrap();
+        assert_eq!(db2.status().await.text(&["Connect_Retry"]).unwrap(), "7");
+    } else {
+        // After a CHANGE nothing of it would be left.
+        db1.pause();
+        side.step(follow("db1")).await.unwrap();
+        side.task(catch_up(received.clone())).await.unwrap();
+        db1.go_on();
+    }
+    side.task(catch_up(received)).await.unwrap();
+    assert_eq!(db2.sql("SELECT COUNT(*) FROM app.t").await, "5");
+
+    // The next row collides with one that was written here behind everybody's back.
+    db2.sql("SET GLOBAL read_only=0").await;
+    let mut boss = db2.boss().await;
+    boss.query_drop("SET sql_log_bin=0").await.unwrap();
+    boss.query_drop("INSERT INTO app.t (n, id) VALUES (6, 99)").await.unwrap();
+    db1.sql("INSERT INTO app.t (n, id) VALUES (6, 6)").await;
+    side.until("stopped", |r| r.replication.as_ref().is_some_and(|r| !r.sql_running)).await;
+    for both in [false, true] {
+        if both {
+            db2.sql(db2.words("STOP SLAVE", "STOP REPLICA")).await;
+        }
+        let why = side.step(follow("db1")).await.unwrap_err();
+        // MySQL tells of a worker of many (3030).
+        assert!(why.contains("SQL thread") && (why.contains("1062") || why.contains("3030")), "{why}");
+    }
 }
 
 /// A Follow changes the source while a drain begins: the drain's word on what was received would not be the last.
