@@ -55,7 +55,8 @@ impl Context {
         }
     }
 
-    /// Opens the logins that a failover needs, where they are not open or have ended (the server ends idle ones).
+    /// Opens the logins that a failover needs, where they are not open or have ended (the server ends idle ones). One that
+    /// gets no answer is the last of this round: login after login given up makes a server block the host (error 1129).
     pub(super) async fn keep_open(&self) {
         for kept in [&self.fence, &self.killer, &self.lane, &self.task] {
             let still = match kept.take() {
@@ -66,8 +67,10 @@ impl Context {
                 Some(session) => Ok(session),
                 None => self.server.connect(LOGIN).await,
             };
-            if let Ok(session) = session {
-                kept.put_if_empty(session);
+            match session {
+                Ok(session) => kept.put_if_empty(session),
+                Err(Trouble::Late { .. }) => return,
+                Err(_) => {}
             }
         }
     }

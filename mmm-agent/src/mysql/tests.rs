@@ -56,6 +56,7 @@ stories!(
     quiesce_refuses_prepared_transactions_and_leaves_the_server_writable,
     a_quiesce_that_cannot_make_it_read_only_gives_up,
     a_failed_quiesce_leaves_the_server_read_only,
+    a_hung_server_is_not_heaped_with_broken_logins,
     a_follow_again_starts_what_is_stopped_and_names_what_stops_again,
     a_drain_and_a_follow_do_not_mix,
     the_writer_moves_there_and_back,
@@ -495,6 +496,28 @@ async fn a_failed_quiesce_leaves_the_server_read_only(kind: &str) {
     assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "1");
     side.step(writable()).await.unwrap();
     assert_eq!(db1.sql("SELECT @@GLOBAL.read_only").await, "0");
+}
+
+/// After max_connect_errors of them it lets nobody in from there any more (1129).
+async fn a_hung_server_is_not_heaped_with_broken_logins(kind: &str) {
+    let Some(db1) = start(kind, 1).await else { return };
+    let mut side = Side::alone(&db1);
+    side.alive().await;
+    let logins = all_logins_open(&db1).await;
+    let aborted = async || -> u64 {
+        let sql = "SHOW GLOBAL STATUS LIKE 'Aborted_connects'";
+        let row: Option<(String, String)> = db1.boss().await.query_first(sql).await.unwrap();
+        row.unwrap().1.parse().unwrap()
+    };
+    let before = aborted().await;
+    db1.pause();
+    sleep(12 * SECOND).await;
+    db1.go_on();
+    side.alive().await;
+    let again = all_logins_open(&db1).await;
+    assert_ne!(logins, again, "those that gave no answer are given up");
+    let broken = aborted().await - before;
+    assert!(broken <= 2, "{broken} logins were begun and given up");
 }
 
 /// As after a Follow that was given up after its CHANGE.

@@ -70,6 +70,7 @@ struct Sample {
 #[derive(Clone)]
 pub(super) struct Watch {
     asks: UnboundedSender<Ask>,
+    inside: watch::Receiver<bool>,
 }
 
 enum Ask {
@@ -87,6 +88,11 @@ impl Watch {
         }
     }
 
+    /// Waits until the watcher is logged in; false when it has ended.
+    pub(super) async fn inside(&mut self) -> bool {
+        self.inside.wait_for(|inside| *inside).await.is_ok()
+    }
+
     /// The watcher's own login, for who must get in when the server lets in nobody else.
     pub(super) async fn lend(&self) -> Option<Session> {
         let (give, get) = oneshot::channel();
@@ -99,10 +105,11 @@ pub(super) fn start(server: Server, logins: Logins, hang_timeout: Duration, inpu
     let (asks, asked) = unbounded_channel();
     let (seen, sights) = unbounded_channel();
     let (inside, is_inside) = watch::channel(false);
+    let watched = is_inside.clone();
     tokio::spawn(tripwire(server.clone(), seen.clone(), is_inside));
     tokio::spawn(sample(Sampler::new(server.clone(), logins, inside), seen, asked));
     tokio::spawn(judge(server, hang_timeout, sights, inputs));
-    Watch { asks }
+    Watch { asks, inside: watched }
 }
 
 /// `inside`: the sampler is logged in. Where there is one place left, it is the sampler's.

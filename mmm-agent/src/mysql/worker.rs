@@ -32,7 +32,9 @@ pub(super) fn start(context: Context, steps: UnboundedReceiver<Step>, inputs: Un
 }
 
 async fn keep_open(context: Arc<Context>, inputs: UnboundedSender<Input>) {
-    while !inputs.is_closed() {
+    let mut watch = context.watch.clone();
+    // A hung server's logins are the watcher's alone: it has the patience not to make it block this host.
+    while !inputs.is_closed() && watch.inside().await {
         context.keep_open().await;
         sleep(KEEP_OPEN).await;
     }
