@@ -2,6 +2,7 @@
 //!
 //! Replication, the monitor, the agent itself and the server's own threads are never in a list of those to kill.
 
+use super::dialect::Dialect;
 use super::semisync;
 use super::session::{Fields, QUERY, Session, Trouble};
 use mmm_common::config;
@@ -153,13 +154,30 @@ pub(super) async fn transactions(session: &mut Session) -> Result<BTreeMap<u32, 
 }
 
 /// Users (without host part) who may write under read_only, as far as the agent may know: MySQL's super_read_only
-/// stops everybody, MariaDB's read_only does not stop READ ONLY ADMIN.
+/// stops everybody, MariaDB's read_only does not stop READ ONLY ADMIN, nor SUPER before 10.11.
 pub(super) async fn privileged(session: &mut Session) -> Result<BTreeSet<String>, Trouble> {
-    let sql = "SELECT DISTINCT GRANTEE AS grantee FROM information_schema.USER_PRIVILEGES \
-               WHERE PRIVILEGE_TYPE='READ_ONLY ADMIN' OR PRIVILEGE_TYPE='READ ONLY ADMIN'";
-    let rows = session.rows(QUERY, sql).await?;
+    let sql = "SELECT DISTINCT GRANTEE AS grantee, PRIVILEGE_TYPE='SUPER' AS super, VERSION() AS version \
+               FROM information_schema.USER_PRIVILEGES \
+               WHERE PRIVILEGE_TYPE IN ('READ_ONLY ADMIN', 'READ ONLY ADMIN', 'SUPER')";
+    privileged_of(&session.rows(QUERY, sql).await?)
+}
+
+fn privileged_of(rows: &[Fields]) -> Result<BTreeSet<String>, Trouble> {
     let name = |grantee: &str| grantee.split('@').next().unwrap_or_default().trim_matches('\'').to_owned();
-    rows.iter().map(|r| Ok(name(r.text(&["grantee"])?))).collect()
+    let mut users = BTreeSet::new();
+    for row in rows {
+        if row.text(&["super"])? == "0" || super_writes(row.text(&["version"])?) {
+            users.insert(name(row.text(&["grantee"])?));
+        }
+    }
+    Ok(users)
+}
+
+/// Whether SUPER writes through read_only. Closing its sessions where it does not would only hurt them.
+fn super_writes(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
+    let old = numbers.next().zip(numbers.next()).is_none_or(|version| version < (10, 11));
+    Dialect::of_version(version) == Dialect::MariaDb && old
 }
 
 /// Of these clients, those whose connection ends at one of the addresses here.
@@ -255,6 +273,22 @@ mod tests {
         assert!(spared.spares(&client("repl", "10.0.0.2:3", "Binlog Dump GTID", "")));
         assert!(spared.spares(&client("system user", "", "Slave_SQL", "")));
         assert!(!spared.spares(&client("app", "10.0.0.2:3", "Query", "UPDATE T")));
+    }
+
+    #[test]
+    fn who_has_super_may_write_under_read_only_on_older_mariadb_alone() {
+        let users = |version: &str| {
+            let row = |grantee, is_super| {
+                Fields::of(&[("grantee", Some(grantee)), ("super", Some(is_super)), ("version", Some(version))])
+            };
+            let rows = [row("'admin'@'%'", "1"), row("'backup'@'10.%'", "0"), row("'backup'@'10.%'", "1")];
+            Vec::from_iter(privileged_of(&rows).unwrap())
+        };
+        assert_eq!(users("10.6.22-MariaDB-log"), ["admin", "backup"]);
+        assert_eq!(users("10.10.7-MariaDB"), ["admin", "backup"]);
+        for newer in ["10.11.14-MariaDB-0+deb12u2", "11.8.3-MariaDB", "9.7.0"] {
+            assert_eq!(users(newer), ["backup"], "{newer}");
+        }
     }
 
     #[test]
