@@ -115,7 +115,7 @@ async fn close_clients(context: &Context, session: &mut Session, deadline: Insta
     };
     let transactions = clients::transactions(session).await?;
     let present = clients::ordinary(session, &context.config).await?;
-    let mut go = on_writer(context, &present);
+    let mut go = on_writer(context, &present).await;
     go.extend(present.iter().map(|c| c.id).filter(|id| transactions.get(id).is_some_and(|changed| *changed > 0)));
     let mut told = false;
     loop {
@@ -155,13 +155,16 @@ async fn close_clients(context: &Context, session: &mut Session, deadline: Insta
 }
 
 /// Sessions that came in by an address of the writer role, idle or not.
-fn on_writer(context: &Context, all: &[Client]) -> BTreeSet<u32> {
+async fn on_writer(context: &Context, all: &[Client]) -> BTreeSet<u32> {
     let cluster = &context.config.cluster;
     let (Some(writer), Some(this)) = (cluster.writer(), cluster.hosts.get(&context.config.this)) else {
         return BTreeSet::new();
     };
     let ips: Vec<IpAddr> = writer.ips.iter().map(IpAddr::to_canonical).collect();
-    match clients::far_ends(&ips, this.mysql_port) {
+    let port = this.mysql_port;
+    // The kernel's tables of a busy machine are long, and addresses wait for nobody's reading them.
+    let read = tokio::task::spawn_blocking(move || clients::far_ends(&ips, port)).await;
+    match read.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
         Ok(ends) => clients::on_addresses(all, &ends).into_iter().map(|c| c.id).collect(),
         Err(e) => {
             tracing::warn!(%e, "sessions on the writer's address could not be looked up in /proc/self/net");
