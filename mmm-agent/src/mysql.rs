@@ -4,12 +4,14 @@
 //! Addresses never wait for anything here: every question to the server has a deadline, and what was not answered
 //! comes back as an input, as text. Nothing is reported that was not read back.
 //!
-//! What the agent's user needs (proved sufficient by the tests, which log in with exactly these):
+//! What the agent's user needs. The tests log in with exactly these; of what is optional, with the SELECT on MariaDB.
 //!
 //! MariaDB 10.5 and later:
 //! ```sql
 //! GRANT READ_ONLY ADMIN, CONNECTION ADMIN, PROCESS, SLAVE MONITOR, REPLICATION SLAVE ADMIN,
 //!       REPLICATION MASTER ADMIN ON *.* TO mmm_agent@…;   -- the last one: semi-sync's source side
+//! -- saving, undoing and copying anew; RELOAD also forgets a source, BINLOG MONITOR also reads the log's end
+//! GRANT BINLOG MONITOR, BINLOG ADMIN, BINLOG REPLAY, RELOAD, LOCK TABLES ON *.* TO mmm_agent@…;
 //! -- optional: sessions that may write under read_only are found by it, and killed in a planned move
 //! GRANT SELECT ON mysql.* TO mmm_agent@…;
 //! ```
@@ -17,6 +19,8 @@
 //! ```sql
 //! GRANT SYSTEM_VARIABLES_ADMIN, CONNECTION_ADMIN, PROCESS, REPLICATION CLIENT, REPLICATION_SLAVE_ADMIN,
 //!       XA_RECOVER_ADMIN ON *.* TO mmm_agent@…;
+//! -- copying anew (clone); RELOAD also forgets a source
+//! GRANT CLONE_ADMIN, RELOAD ON *.* TO mmm_agent@…;
 //! -- optional: sessions of users who have SYSTEM_USER (root) can be killed too
 //! GRANT SYSTEM_USER ON *.* TO mmm_agent@…;
 //! ```
