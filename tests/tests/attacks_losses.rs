@@ -2,81 +2,13 @@
 //! was not saved, calling rows unacknowledged that clients were told of, promoting who stopped fetching unseen, and
 //! turning without end (data-safety.md).
 
-use mmm_common::config::{Cluster, Monitor};
 use mmm_common::control::Command;
 use mmm_common::ids::HostName;
-use mmm_common::state::HostMode;
+use mmm_tests::stories::{
+    HOSTS, cluster, cluster_of, masters, move_writer, opened_unseen, reclone, set_offline, set_online, shows,
+    shows_not, times, told,
+};
 use mmm_tests::world::{WRITER, World, config};
-
-const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
-
-fn cluster() -> World {
-    cluster_of(World::with(config(&HOSTS)))
-}
-
-/// All ONLINE, db1 writing.
-fn cluster_of(mut w: World) -> World {
-    w.run(2_500);
-    let names: Vec<HostName> = w.hosts.keys().cloned().collect();
-    for host in names {
-        set_online(&mut w, host.as_str());
-        w.run(2_000);
-    }
-    w.run(6_000);
-    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
-    w
-}
-
-/// These are masters and may have the writer; `hosts` take part.
-fn masters(hosts: &[&str], masters: &[&str]) -> Monitor {
-    let mut c = config(hosts);
-    let Cluster { hosts, roles, .. } = &mut c.cluster;
-    for (name, host) in hosts {
-        host.mode = if masters.contains(&name.as_str()) { HostMode::Master } else { HostMode::Slave };
-    }
-    roles.get_mut(&"writer".into()).expect("the role").hosts = masters.iter().map(|m| (*m).into()).collect();
-    c
-}
-
-fn told(w: &World) -> String {
-    w.story.join("\n")
-}
-
-/// In how many lines of the story this stands.
-fn times(w: &World, text: &str) -> usize {
-    w.story.iter().filter(|line| line.contains(text)).count()
-}
-
-fn set_online(w: &mut World, host: &str) {
-    let answer = w.text(Command::SetOnline { host: host.into(), accept_lost: false });
-    assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
-}
-
-fn set_offline(w: &mut World, host: &str) {
-    let answer = w.text(Command::SetOffline { host: host.into() });
-    assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
-}
-
-fn reclone(w: &mut World, host: &str, from: &str) {
-    let answer = w.text(Command::Reclone { host: host.into(), from: from.into() });
-    assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
-}
-
-fn move_writer(to: &str, force: bool) -> Command {
-    Command::MoveRole { role: "writer".into(), host: to.into(), force }
-}
-
-#[track_caller]
-fn shows(w: &mut World, text: &str) {
-    let show = w.show();
-    assert!(show.contains(text), "'{text}' is not in\n{show}\n{}", told(w));
-}
-
-#[track_caller]
-fn shows_not(w: &mut World, text: &str) {
-    let show = w.show();
-    assert!(!show.contains(text), "'{text}' is in\n{show}\n{}", told(w));
-}
 
 /// db1's server ends with three rows that nobody else has, db2 takes over, db1's server is back.
 fn returned(mut w: World) -> World {
@@ -578,13 +510,6 @@ fn opening(w: &mut World) {
     w.jitter = 300;
     w.command(move_writer("db2", false));
     opened_unseen(w);
-}
-
-#[track_caller]
-fn opened_unseen(w: &mut World) {
-    let wrote = |w: &World| w.acknowledged.iter().any(|(server, _)| *server == 2);
-    w.run_until(20_000, wrote).expect("db2 is open");
-    assert_eq!(times(w, "The writer is open on db2"), 0, "the monitor knows already\n{}", told(w));
 }
 
 /// db2 has lost the writer in the moment of opening, and is asked for what it wrote.

@@ -263,7 +263,7 @@ impl Core {
                 return refused("The role is being moved already. Wait for the end of that.");
             }
             self.handover.request = Some(id);
-            self.handover.force = force;
+            self.handover.force = force.then(|| name.clone());
             self.moving = Some((role_name.clone(), from, name.clone()));
             self.intent.insert(ip, name.clone());
             return Outcome::Later;

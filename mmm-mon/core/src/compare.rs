@@ -61,7 +61,8 @@ impl Core {
         let known = |h: &Host| matches!(h.compared, Compared::Subset | Compared::Lacks(_));
         for (name, host) in self.hosts.iter_mut().filter(|(name, h)| **name != active && !known(h)) {
             // Who was given the writer after the active master is what others will be compared with.
-            let given = self.handover.writers.given() == Some(name);
+            let writers = &self.handover.writers;
+            let given = writers.given() == Some(name) || writers.earlier().contains(name);
             if host.facts.fresh_report().is_none() || host.status.state == HostState::HardOffline || given {
                 continue;
             }

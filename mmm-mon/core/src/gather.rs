@@ -83,7 +83,7 @@ impl Gathering {
         scene: &Scene<'_>,
         cluster: &Cluster,
         to: &HostName,
-        (from, given): (Option<&HostName>, Option<&HostName>),
+        (from, given, earlier): (Option<&HostName>, Option<&HostName>, &BTreeSet<HostName>),
         failed_at: Option<Millis>,
     ) -> Self {
         let others: BTreeSet<HostName> = scene
@@ -91,7 +91,7 @@ impl Gathering {
             .iter()
             .filter(|(name, h)| {
                 let replica = h.report.is_some_and(|r| r.server.replication.is_some());
-                let wrote = Some(*name) == from || Some(*name) == given;
+                let wrote = Some(*name) == from || Some(*name) == given || earlier.contains(*name);
                 *name != to && can_be_asked(h) && (wrote || (replica && h.trusted))
             })
             .map(|(name, _)| name.clone())
@@ -125,7 +125,7 @@ impl Gathering {
         let until = failed_at.map(|at| at + STALE).or_else(|| Some(host?.last_alive + STALE));
         let secured = from.is_some_and(|from| unsecured(scene, from, until, cluster).is_none());
         let copies = host.and_then(|h| h.semisync).filter(|_| secured).map_or(0, |s| s.wait_count.max(1));
-        let wrote = from.into_iter().chain(given).cloned().collect();
+        let wrote = from.into_iter().chain(given).chain(earlier).cloned().collect();
         let last = given.or(from).filter(|last| others.contains(*last)).cloned();
         Gathering {
             others,
@@ -223,7 +223,7 @@ impl Gathering {
         }
         for host in asked.iter().copied() {
             let once = scene.hosts.get(host).and_then(|h| h.received_once);
-            let gone = once.map_or(0, |once| self.of_masters(mine, once));
+            let gone = once.map_or(0, |once| mine.missing(once).unwrap_or_default());
             if gone > 0 {
                 let why = format!(
                     "{host} had received {gone} transactions which are nowhere now: its relay log was thrown away before they were applied"
@@ -252,15 +252,6 @@ impl Gathering {
     }
 }
 
-impl Gathering {
-    /// How many transactions in `theirs` are not in `mine`, less those that never were on a master.
-    fn of_masters(&self, mine: &Gtids, theirs: &Gtids) -> u64 {
-        let known = self.old.as_ref().map(Gtids::sources);
-        let beyond = mine.missing_by_source(theirs).into_iter();
-        beyond.filter(|(source, _)| known.as_ref().is_none_or(|known| known.contains(source))).map(|(_, n)| n).sum()
-    }
-}
-
 /// `wrote`: only what it says at the end of its drain, closed, is final.
 fn has(scene: &Scene<'_>, other: &HostName, mine: &Gtids, task: Epoch, (old, wrote): (Option<&Gtids>, bool)) -> Has {
     let Some(host) = scene.hosts.get(other).filter(|h| h.agent_answers && h.server_alive) else { return Has::Gone };
@@ -272,7 +263,7 @@ fn has(scene: &Scene<'_>, other: &HostName, mine: &Gtids, task: Epoch, (old, wro
     match outcome_of(scene, other, task) {
         Some(TaskOutcome::Done { position: Some(Position::Gtids(position)) }) => match mine.missing(position) {
             Some(0) => Has::Nothing,
-            Some(_) => more(other, mine, position, old),
+            Some(_) => more(other, mine, position, old.map(|old| known_to(host, old))),
             None => Has::Stuck(format!("{other} has GTIDs of another kind")),
         },
         Some(TaskOutcome::Failed { .. }) if covered => Has::Nothing,
@@ -289,10 +280,16 @@ fn has(scene: &Scene<'_>, other: &HostName, mine: &Gtids, task: Epoch, (old, wro
     }
 }
 
+/// Who has written on masters: in what the old one had when it was last heard of, which may be of before its own first
+/// write, or in what was fetched.
+fn known_to(host: &HostView<'_>, old: &Gtids) -> BTreeSet<String> {
+    let received = host.report.and_then(|r| r.server.replication.as_ref()?.received.as_ref());
+    [Some(old), received, host.received_once].into_iter().flatten().flat_map(Gtids::sources).collect()
+}
+
 /// What it has may have been written there and nowhere else: that came from no master, and belongs to nobody.
-fn more(other: &HostName, mine: &Gtids, position: &Gtids, old: Option<&Gtids>) -> Has {
+fn more(other: &HostName, mine: &Gtids, position: &Gtids, known: Option<BTreeSet<String>>) -> Has {
     let beyond = mine.missing_by_source(position);
-    let known = old.map(Gtids::sources);
     let (of_masters, own): (BTreeMap<_, _>, BTreeMap<_, _>) =
         beyond.into_iter().partition(|(source, _)| known.as_ref().is_none_or(|known| known.contains(source)));
     let n: u64 = of_masters.values().sum();

@@ -77,8 +77,8 @@ pub(crate) struct Handover {
     why: String,
     /// Who waits for the end.
     pub(crate) request: Option<RequestId>,
-    /// The operator takes the loss.
-    pub(crate) force: bool,
+    /// The operator takes the loss, with this host as the writer.
+    pub(crate) force: Option<HostName>,
     kill_asked: Option<Millis>,
     pub(crate) writers: Writers,
     /// When the old master was last at work, as it looked when it was given up.
@@ -181,7 +181,7 @@ impl Handover {
             began: now,
             why: String::new(),
             request: None,
-            force: false,
+            force: None,
             kill_asked: None,
             writers,
             failed_at: None,
@@ -246,8 +246,8 @@ impl Handover {
             Phase::Nearing { since, .. } => Some((*since + cluster.drain_timeout, "waiting to be near has its end")),
             Phase::Quiescing { since, .. } => Some((*since + quiesce_limit(cluster), "quiescing has its end")),
             Phase::CatchingUp { since, .. } => Some((*since + cluster.move_timeout + SLACK, "catching up has its end")),
-            Phase::Gathering { since, .. } => {
-                Some((*since + self.patience(cluster), "others have had their time to tell"))
+            Phase::Gathering { to, since, .. } => {
+                Some((*since + self.patience(to.host(), cluster), "others have had their time to tell"))
             }
             Phase::Draining { since, .. } | Phase::Fetching { since, .. } => {
                 Some((*since + cluster.drain_timeout + SLACK, "draining has its end"))
@@ -407,7 +407,7 @@ impl Handover {
                     self.retarget(scene, to.host(), turn);
                     return;
                 }
-                let late = now.since(since) >= self.patience(turn.cluster);
+                let late = now.since(since) >= self.patience(to.host(), turn.cluster);
                 match gather.next(scene, &self.writers, to.host(), position.as_ref(), (task, late)) {
                     Next::Wait(text) => turn.waits(text),
                     Next::Fetch { from, position } => {
@@ -416,7 +416,10 @@ impl Handover {
                         turn.decided(format!("{} fetches from {from} what only that has, up to {position}", to.host()));
                         self.phase = Phase::Fetching { to, from, position, task: id, drain: task, since: now, gather };
                     }
-                    Next::Hold(why, of) => self.incomplete(scene, to, (why, of), self.force, turn),
+                    Next::Hold(why, of) => {
+                        let forced = self.forces(to.host());
+                        self.incomplete(scene, to, (why, of), forced, turn);
+                    }
                     Next::Grant => self.grant(scene, &to, turn),
                     Next::Again(back) => {
                         turn.decided(format!("{back} is back and is asked too"));
@@ -436,11 +439,13 @@ impl Handover {
                     }
                     Some(TaskOutcome::Failed { why }) => {
                         let why = format!("what only {from} has could not be fetched: {why}");
-                        self.incomplete(scene, to, (why, None), self.force, turn);
+                        let forced = self.forces(to.host());
+                        self.incomplete(scene, to, (why, None), forced, turn);
                     }
                     Some(TaskOutcome::Running) | None if now.since(since) >= turn.cluster.drain_timeout + SLACK => {
                         let why = format!("what only {from} has was not fetched in time");
-                        self.incomplete(scene, to, (why, None), self.force, turn);
+                        let forced = self.forces(to.host());
+                        self.incomplete(scene, to, (why, None), forced, turn);
                     }
                     Some(TaskOutcome::Running) | None => {
                         turn.waits(format!("{} fetches from {from} what only that has", to.host()));
@@ -453,7 +458,7 @@ impl Handover {
                     self.retarget(scene, to.host(), turn);
                 } else if let Some(better) = scene.wish.host.clone().filter(|w| *w != to) {
                     self.phase = Phase::Fencing { to: better, in_step: false };
-                } else if self.force
+                } else if self.forces(to.host())
                     || self.request.is_some()
                     || of.as_ref().is_some_and(answers)
                     || now.since(since) >= DRAIN_AGAIN
@@ -520,7 +525,8 @@ impl Handover {
         self.lost(not_open.clone(), turn);
         self.release(scene, turn);
         // What was forced was that host's promotion.
-        (self.began, self.in_step, self.force) = (scene.now, false, false);
+        (self.began, self.in_step) = (scene.now, false);
+        self.force = self.force.take().filter(|forced| forced == other.host());
         // The data to be had are still those of the last one that was open.
         if self.from.as_ref().is_none_or(|from| from == other.host()) {
             self.from = Some(not_open.clone());
@@ -553,7 +559,7 @@ impl Handover {
                 let why = "the host asked for can not take the role (any more)".to_owned();
                 turn.events.push(Event::Answer(request, Err(why)));
                 turn.events.push(Event::GaveUp);
-                self.force = false;
+                self.force = None;
             }
             if let Some(to) = holder.filter(|h| scene.active != Some(h)) {
                 // A monitor that restarted before it had seen the new writer open.
@@ -715,13 +721,13 @@ impl Handover {
                 self.phase = Phase::Fencing { to: back, in_step: false };
             }
             Ok(_) => {
-                let writers = (self.wrote_last(scene), self.writers.given());
+                let writers = (self.wrote_last(scene), self.writers.given(), self.writers.earlier());
                 let gather = Gathering::begin(scene, turn.cluster, to.host(), writers, self.failed_at);
                 let why = gather
                     .hopeless(to.host())
                     .map(str::to_owned)
                     .or_else(|| self.asks_for_semisync(scene, to.host(), turn));
-                if let Some(why) = why.filter(|_| !self.force) {
+                if let Some(why) = why.filter(|_| !self.forces(to.host())) {
                     self.hold(scene.now, to.clone(), (why, None), turn);
                     return;
                 }
@@ -751,8 +757,9 @@ impl Handover {
         if needless {
             return;
         }
-        let had = [self.wrote_last(scene).cloned(), self.writers.given().cloned()];
-        for host in had.into_iter().flatten().filter(|host| slot.state.holder.as_ref() != Some(host)) {
+        let had = [self.wrote_last(scene).cloned(), self.writers.given().cloned()].into_iter().flatten();
+        let had: Vec<HostName> = had.chain(self.writers.earlier().iter().cloned()).collect();
+        for host in had.into_iter().filter(|host| slot.state.holder.as_ref() != Some(host)) {
             if let Some(view) = scene.hosts.get(&host) {
                 self.writers.hear(&host, view);
             }
@@ -765,14 +772,18 @@ impl Handover {
     }
 
     /// How long other replicas may take to tell what they have. Who has said --force waits for nobody for long.
-    fn patience(&self, cluster: &Cluster) -> Duration {
+    fn patience(&self, to: &HostName, cluster: &Cluster) -> Duration {
         let limit = cluster.drain_timeout + SLACK;
-        if self.force { limit.min(FORCED_WITHIN) } else { limit }
+        if self.forces(to) { limit.min(FORCED_WITHIN) } else { limit }
     }
 
     fn is_back(&self, scene: &Scene<'_>, to: &Eligible) -> Option<Eligible> {
         let from = self.from.as_ref().filter(|_| !self.asked_for)?;
         scene.wish.host.clone().filter(|wished| wished.host() == from && wished != to)
+    }
+
+    fn forces(&self, to: &HostName) -> bool {
+        self.force.as_ref() == Some(to)
     }
 
     /// require_semisync: an automatic failover that may lose acknowledged writes is for an operator to ask for.
@@ -784,7 +795,7 @@ impl Handover {
     }
 
     fn drain_failed(&mut self, scene: &Scene<'_>, to: Eligible, why: String, turn: &mut Turn<'_>) {
-        let anyway = self.force || turn.cluster.on_drain_timeout == OnDrainTimeout::Promote;
+        let anyway = self.forces(to.host()) || turn.cluster.on_drain_timeout == OnDrainTimeout::Promote;
         let why = format!("it could not apply everything it has received: {why}");
         self.incomplete(scene, to, (why, None), anyway, turn);
     }
@@ -799,7 +810,7 @@ impl Handover {
         turn: &mut Turn<'_>,
     ) {
         if anyway {
-            let by = if self.force { "the operator's --force" } else { "on_drain_timeout = promote" };
+            let by = if self.forces(to.host()) { "the operator's --force" } else { "on_drain_timeout = promote" };
             turn.decided(format!("{} is promoted by {by}, although {why}", to.host()));
             self.short_of = Some(why);
             self.grant(scene, &to, turn);
@@ -824,10 +835,13 @@ impl Handover {
         };
         let (epoch, granters) = (turn.next(), turn.granters(to.host()));
         turn.slot.grant(proof, epoch, granters, true);
-        self.writers.give(to.host(), scene.now, self.short_of.is_some() || self.force);
+        self.writers.give(to.host(), scene.now, self.short_of.is_some() || self.forces(to.host()));
         turn.decided(format!("The writer is given to {} ({})", to.host(), self.why));
         if !self.in_step {
-            let short = self.short_of.take().or_else(|| self.force.then(|| "it was promoted by --force".to_owned()));
+            let short = self
+                .short_of
+                .take()
+                .or_else(|| self.forces(to.host()).then(|| "it was promoted by --force".to_owned()));
             let ahead = if short.is_some() { ahead_of(scene, to.host()) } else { Vec::new() };
             let from = self.wrote_last(scene).cloned();
             let why = short.or_else(|| unsecured(scene, from.as_ref()?, self.failed_at, turn.cluster));
@@ -887,7 +901,7 @@ impl Handover {
         }
         self.answer(result, turn);
         self.phase = Phase::Settled;
-        self.force = false;
+        self.force = None;
     }
 
     fn answer(&mut self, result: Result<(), String>, turn: &mut Turn<'_>) {

@@ -936,7 +936,9 @@ impl Core {
             }
             Some(line) => {
                 // The rest of a lease counts down: not every number is news.
-                let words = |t: &str| t.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+                let is_number = |word: &&str| word.chars().all(|c| c.is_ascii_digit());
+                let words =
+                    |t: &str| t.split(' ').filter(|word| !is_number(word)).map(str::to_owned).collect::<Vec<_>>();
                 if self.remarks.get(&subject).is_none_or(|before| words(before) != words(&line)) {
                     info(out, None, line.clone());
                 }

@@ -5,7 +5,7 @@ use crate::handover::HostView;
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Who had the writer for no longer than this, unseen, and died with it, is not waited for: what it may have written has
@@ -15,6 +15,9 @@ const UNSEEN: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writers {
     given: Option<Given>,
+    /// Who was given it before that and was not seen open either: the successor may die with what it had fetched from them.
+    #[serde(default)]
+    earlier: BTreeSet<HostName>,
     /// Who has let go in order since, and what it had then for good, as far as it has said that.
     words: BTreeMap<HostName, Option<Gtids>>,
 }
@@ -36,12 +39,18 @@ impl Writers {
         self.given.as_ref().map(|given| &given.host)
     }
 
+    pub(crate) fn earlier(&self) -> &BTreeSet<HostName> {
+        &self.earlier
+    }
+
     pub(crate) fn was_short(&self, host: &HostName) -> bool {
         self.given.as_ref().is_some_and(|given| given.host == *host && given.short)
     }
 
     pub(crate) fn give(&mut self, host: &HostName, at: Millis, short: bool) {
         self.words.remove(host);
+        self.earlier.extend(self.given.take().map(|before| before.host));
+        self.earlier.remove(host);
         self.given = Some(Given { host: host.clone(), at: Some(at), until: None, short });
     }
 
