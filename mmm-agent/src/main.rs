@@ -125,6 +125,8 @@ fn start_logging() {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
+        // Otherwise a log that cannot be written (a full disk) ends the process with a panic.
+        .log_internal_errors(false)
         .init();
     if let Some(e) = bad {
         tracing::warn!("RUST_LOG is not understood ({e}); logging at info");
@@ -348,4 +350,31 @@ fn become_new_self() -> anyhow::Error {
         command.arg0(name);
     }
     anyhow::Error::new(command.args(arguments).exec()).context(format!("executing {}", program.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Set for the part of the test whose log cannot be written.
+    const FULL: &str = "MMM_AGENT_TEST_FULL_LOG";
+
+    #[test]
+    fn a_log_that_cannot_be_written_ends_nothing() {
+        if std::env::var_os(FULL).is_some() {
+            start_logging();
+            tracing::error!("nobody reads this");
+            return;
+        }
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        // Without --nocapture what goes to stderr would not get there.
+        let logged = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", "tests::a_log_that_cannot_be_written_ends_nothing"])
+            .env(FULL, "1")
+            .stderr(full)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&logged.stdout);
+        assert!(logged.status.success() && said.contains("1 passed"), "{said}");
+    }
 }

@@ -54,6 +54,8 @@ fn main() -> ExitCode {
         .with_target(false)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
+        // Otherwise a log that cannot be written (a full disk) ends the process with a panic.
+        .log_internal_errors(false)
         .init();
     match run(&arguments.config) {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,6 +24,10 @@ struct Helper {
 
 impl Helper {
     fn start(start_command: &str, stop_command: &str) -> Helper {
+        Helper::start_with(start_command, stop_command, Stdio::piped())
+    }
+
+    fn start_with(start_command: &str, stop_command: &str, log: Stdio) -> Helper {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let path = |name: &str| dir.path().join(name);
@@ -44,12 +48,14 @@ impl Helper {
         );
         fs::write(path("mmm_agent.toml"), config).unwrap();
         fs::set_permissions(path("mmm_agent.toml"), PermissionsExt::from_mode(0o600)).unwrap();
-        let child = run(&path("mmm_agent.toml"));
+        let child = run(&path("mmm_agent.toml"), log);
         let mut helper = Helper { dir, child };
         until(|| {
             if helper.child.try_wait().unwrap().is_some() {
                 let mut said = String::new();
-                helper.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+                if let Some(mut stderr) = helper.child.stderr.take() {
+                    stderr.read_to_string(&mut said).unwrap();
+                }
                 panic!("it has ended: {said}");
             }
             UnixStream::connect(helper.socket()).is_ok()
@@ -91,12 +97,12 @@ impl Drop for Helper {
     }
 }
 
-fn run(config: &Path) -> Child {
+fn run(config: &Path, log: Stdio) -> Child {
     Command::new(env!("CARGO_BIN_EXE_mmm_helperd"))
         .arg("--config")
         .arg(config)
         .stdin(Stdio::null())
-        .stderr(Stdio::piped())
+        .stderr(log)
         .spawn()
         .unwrap()
 }
@@ -158,6 +164,16 @@ fn start_and_stop_are_the_commands_of_the_configuration() {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let started = dir.path().join("started");
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut helper = Helper::start_with(&format!("touch {}", started.display()), "true", full.into());
+    assert_eq!(helper.ask(&Verb::Start), Answer::Done);
+    assert!(started.exists() && helper.child.try_wait().unwrap().is_none());
+}
+
+#[test]
 fn one_work_at_a_time_and_looking_is_always_possible() {
     let dir = tempfile::tempdir().unwrap();
     let (began, go) = (dir.path().join("began"), dir.path().join("go"));
@@ -207,7 +223,7 @@ fn another_user_is_refused_even_when_the_socket_lets_him_in() {
 #[test]
 fn a_second_helper_for_the_same_agent_does_not_start() {
     let helper = Helper::start("true", "true");
-    let second = run(&helper.path("mmm_agent.toml")).wait_with_output().unwrap();
+    let second = run(&helper.path("mmm_agent.toml"), Stdio::piped()).wait_with_output().unwrap();
     assert!(!second.status.success());
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(said.contains("another mmm_helperd listens on"), "{said}");
