@@ -1,13 +1,15 @@
 //! The datadir and its neighbours while another host's data take its place:
 //!
 //! - `DATADIR.mmm-new`: being received. `DATADIR.mmm-ready`: whole and prepared.
-//! - `DATADIR.mmm-old-TIME`: what was there before, until the new server has been found good.
+//! - `DATADIR.mmm-old-TIME`: what was there before, until the new server has been found good. There is one at most, and
+//!   while there is one no other copy begins: so what is put back is what this copy has put aside, never older data.
+//! - `DATADIR.mmm-failed-TIME`: a copy that was in place and could not be used.
 //!
 //! All of them lie in one folder and so on one file system; data go from one name to another by renames, never by
 //! copying. Nothing here touches a folder that a process uses. At every moment either the datadir or what it held
 //! before is there whole.
 
-use crate::server::must_not_run;
+use crate::server::may_be_server;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown};
@@ -38,8 +40,9 @@ impl Places {
         })
     }
 
-    pub(crate) fn users(&self) -> Vec<u32> {
-        users_of(&self.datadir)
+    /// The database servers that use the datadir.
+    pub(crate) fn servers(&self) -> Vec<u32> {
+        users_of(&self.datadir).into_iter().filter(|pid| may_be_server(*pid)).collect()
     }
 
     /// Whether data can be put beside the datadir and renamed into its place.
@@ -47,7 +50,7 @@ impl Places {
         let datadir = self.datadir.display();
         let device = |path: &Path| fs::metadata(path).map(|m| m.dev());
         match (device(&self.datadir), device(&self.parent)) {
-            (Ok(a), Ok(b)) if a == b => Ok(()),
+            (Ok(a), Ok(b)) if a == b => self.nothing_kept(),
             (Ok(_), Ok(_)) => Err(format!(
                 "datadir {datadir} is a mount point of its own, so no copy can be put beside it and take its place; make \
                  it a folder below the mount point"
@@ -56,11 +59,21 @@ impl Places {
         }
     }
 
+    fn nothing_kept(&self) -> Result<(), String> {
+        match self.kept()?.pop() {
+            None => Ok(()),
+            Some(old) => Err(format!(
+                "{} is still there: what was in {} before an earlier copy; look whether this host's data are good, and then \
+                 delete it",
+                old.display(),
+                self.datadir.display()
+            )),
+        }
+    }
+
     /// An empty folder to receive into.
     pub(crate) fn begin(&self) -> Result<(), String> {
-        for left in [&self.new, &self.ready] {
-            remove(left)?;
-        }
+        self.remove_unused()?;
         fs::create_dir(&self.new)
             .and_then(|()| fs::set_permissions(&self.new, PermissionsExt::from_mode(0o700)))
             .map_err(|e| format!("making {}: {e}", self.new.display()))
@@ -81,8 +94,9 @@ impl Places {
         if !self.ready.exists() {
             return Err(format!("nothing whole has been received: there is no {}", self.ready.display()));
         }
-        must_not_run(&self.datadir)?;
-        must_not_run(&self.ready)?;
+        self.nothing_kept()?;
+        must_be_unused(&self.datadir)?;
+        must_be_unused(&self.ready)?;
         let old = self.parent.join(format!("{}.mmm-old-{}", self.name, now()));
         rename(&self.datadir, &old)?;
         if let Err(why) = rename(&self.ready, &self.datadir) {
@@ -94,23 +108,33 @@ impl Places {
     }
 
     pub(crate) fn restore(&self) -> Result<(), String> {
-        let Some(old) = self.kept()?.pop() else {
+        // A copy that is still beside the datadir has not taken its place, and so has put nothing aside.
+        let in_place = !(self.ready.exists() && self.datadir.exists());
+        let Some(old) = self.kept()?.pop().filter(|_| in_place) else {
             return Err(format!("nothing is kept of {}", self.datadir.display()));
         };
-        must_not_run(&self.datadir)?;
-        must_not_run(&old)?;
+        must_be_unused(&self.datadir)?;
+        must_be_unused(&old)?;
         let failed = self.parent.join(format!("{}.mmm-failed-{}", self.name, now()));
         if self.datadir.exists() {
             rename(&self.datadir, &failed)?;
         }
         rename(&old, &self.datadir)?;
         tracing::warn!("{} is what it was before", self.datadir.display());
-        remove(&failed)
+        Ok(())
     }
 
     pub(crate) fn discard(&self) -> Result<(), String> {
         for old in self.kept()? {
             remove(&old)?;
+        }
+        self.remove_unused()
+    }
+
+    /// Copies that are not in place.
+    fn remove_unused(&self) -> Result<(), String> {
+        for failed in self.beside("failed")? {
+            remove(&failed)?;
         }
         remove(&self.new)?;
         remove(&self.ready)
@@ -127,17 +151,21 @@ impl Places {
         }
     }
 
-    /// Oldest first.
     fn kept(&self) -> Result<Vec<PathBuf>, String> {
-        let prefix = format!("{}.mmm-old-", self.name);
+        self.beside("old")
+    }
+
+    /// Oldest first.
+    fn beside(&self, what: &str) -> Result<Vec<PathBuf>, String> {
+        let prefix = format!("{}.mmm-{what}-", self.name);
         let entries = fs::read_dir(&self.parent).map_err(|e| format!("reading {}: {e}", self.parent.display()))?;
-        let mut kept: Vec<PathBuf> = entries
+        let mut found: Vec<PathBuf> = entries
             .flatten()
             .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
             .map(|entry| entry.path())
             .collect();
-        kept.sort();
-        Ok(kept)
+        found.sort();
+        Ok(found)
     }
 }
 
@@ -155,7 +183,7 @@ fn remove(folder: &Path) -> Result<(), String> {
     if !folder.exists() {
         return Ok(());
     }
-    must_not_run(folder)?;
+    must_be_unused(folder)?;
     fs::remove_dir_all(folder).map_err(|e| format!("deleting {}: {e}", folder.display()))
 }
 
@@ -175,8 +203,26 @@ fn sync(folder: &Path) -> io::Result<()> {
     Ok(nix::unistd::syncfs(&folder)?)
 }
 
+/// Whoever uses the folder, not only a server: under its feet nothing is renamed or deleted.
+fn must_be_unused(folder: &Path) -> Result<(), String> {
+    let named = |pid: u32| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let program = line.split('\0').next().unwrap_or_default();
+        format!("{pid} ({})", program.rsplit('/').next().unwrap_or(program))
+    };
+    let users: Vec<String> = users_of(folder).into_iter().map(named).collect();
+    if users.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "{} is in use and so left alone; these processes have files open in it: {}; end them first",
+        folder.display(),
+        users.join(", ")
+    ))
+}
+
 /// Processes that hold files below the folder open. Of processes of others only root sees that.
-pub(crate) fn users_of(folder: &Path) -> Vec<u32> {
+fn users_of(folder: &Path) -> Vec<u32> {
     let Ok(processes) = fs::read_dir("/proc") else { return vec![] };
     processes
         .flatten()
@@ -227,6 +273,8 @@ mod tests {
         places.swap().unwrap();
         assert_eq!(content(&places), "new");
         places.restore().unwrap();
+        assert_eq!((content(&places).as_str(), names(&dir)), ("old", 2), "deleting the copy comes later");
+        places.discard().unwrap();
         assert_eq!((content(&places).as_str(), names(&dir)), ("old", 1), "and the copy is gone");
         received(&places);
         places.swap().unwrap();
@@ -242,12 +290,31 @@ mod tests {
         received(&places);
         let held = fs::File::open(places.datadir.join("ibdata1")).unwrap();
         let why = places.swap().unwrap_err();
-        assert!(why.contains(&std::process::id().to_string()) && why.contains("the server runs"), "{why}");
+        assert!(why.contains(&format!("{} (", std::process::id())) && why.contains("left alone"), "{why}");
         assert_eq!(content(&places), "old");
         drop(held);
         places.swap().unwrap();
         let _held = fs::File::open(places.datadir.join("ibdata1")).unwrap();
-        assert!(places.restore().unwrap_err().contains("the server runs"));
+        assert!(places.restore().unwrap_err().contains("left alone"));
+        assert_eq!(content(&places), "new");
+    }
+
+    #[test]
+    fn what_an_earlier_copy_has_left_is_never_put_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(&dir);
+        let earlier = dir.path().join("data.mmm-old-20260101-000000");
+        fs::create_dir(&earlier).unwrap();
+        let why = places.can_receive().unwrap_err();
+        assert!(why.contains(&earlier.display().to_string()) && why.contains("delete it"), "{why}");
+        received(&places);
+        assert_eq!(places.swap().unwrap_err(), why);
+        assert!(places.restore().unwrap_err().contains("nothing is kept"));
+        assert_eq!(content(&places), "old");
+        assert!(earlier.exists());
+        fs::remove_dir(&earlier).unwrap();
+        places.can_receive().unwrap();
+        places.swap().unwrap();
         assert_eq!(content(&places), "new");
     }
 

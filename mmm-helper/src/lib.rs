@@ -34,24 +34,24 @@ pub enum Verb {
     Status,
     /// Runs mysql_start_command. Answered when that has ended; whether the server takes logins is not looked at.
     Start,
-    /// Runs mysql_stop_command and waits until no process uses the datadir any more.
+    /// Runs mysql_stop_command and waits until no server uses the datadir any more.
     Stop,
     /// SIGKILL to the server.
     Kill,
     /// Sends this host's data (MariaDB): `Go`, and then frames until one says that it was all.
     Donate,
     /// Takes the data of another host: answered by `Go`, then frames are read, and what came is made ready to run
-    /// beside the datadir, which stays untouched, as does the server.
+    /// beside the datadir, which stays untouched, as does the server. Refused while something is kept aside.
     Receive {
         /// What the donor thinks that it will be; refused when it does not fit on the disk.
         expected_bytes: u64,
     },
-    /// Puts what was received into the place of the datadir, whose present content is kept aside. Refused while the
-    /// server runs.
+    /// Puts what was received into the place of the datadir, whose present content is kept aside. Refused while anybody
+    /// uses one of them, and while something is kept aside already.
     Swap,
-    /// The way back from `Swap`: the data kept aside return. Refused while the server runs.
+    /// The way back from `Swap`: the data kept aside return. Refused while anybody uses the datadir or them.
     Restore,
-    /// Deletes what is kept aside and what was received and is not in place.
+    /// Deletes what is kept aside and what was received and is not in place (any more).
     Discard,
 }
 
@@ -97,7 +97,7 @@ pub enum Answer {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Processes with files of the datadir open.
+    /// Database servers with files of the datadir open.
     pub users: Vec<u32>,
     pub datadir: Option<String>,
     /// Why this host could not receive a copy now, in words.

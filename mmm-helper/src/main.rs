@@ -255,7 +255,7 @@ fn places(config: &Config) -> Result<datadir::Places, String> {
 fn status(config: &Config) -> Status {
     let places = places(config);
     Status {
-        users: places.as_ref().map(|p| p.users()).unwrap_or_default(),
+        users: places.as_ref().map(|p| p.servers()).unwrap_or_default(),
         datadir: config.server.datadir.as_ref().map(|d| d.display().to_string()),
         cannot_receive: places.and_then(|p| p.can_receive()).and_then(|()| copy::has_tools()).err(),
     }

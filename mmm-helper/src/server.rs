@@ -1,11 +1,12 @@
 //! Starting, stopping and killing the database server.
 //!
-//! Whether it runs is told by the files that processes hold open below the datadir: a pid file may be old, and a unit
-//! may not be the one that runs. Only what uses the datadir, or what the pid file names and is a database server, is
-//! ever killed.
+//! Whether it runs is told by the files that database servers hold open below the datadir: a pid file may be old, and a
+//! unit may not be the one that runs. Others read there too, such as what ships a log: they are neither waited for nor
+//! killed, but while they do nothing is renamed. Only a database server that uses the datadir, or that the pid file
+//! names, is ever killed.
 
 use crate::child::shell;
-use crate::datadir::{Places, users_of};
+use crate::datadir::Places;
 use crate::places;
 use mmm_common::config::Agent as Config;
 use nix::sys::signal::{Signal, kill as send};
@@ -24,9 +25,9 @@ const KILL: Duration = Duration::from_secs(30);
 const UNITS: [&str; 3] = ["mariadb", "mysql", "mysqld"];
 
 pub(crate) fn start(config: &Config) -> Result<(), String> {
-    let users = places(config).map(|p| p.users()).unwrap_or_default();
-    if !users.is_empty() {
-        tracing::info!("the server runs already: processes {users:?}");
+    let servers = places(config).map(|p| p.servers()).unwrap_or_default();
+    if !servers.is_empty() {
+        tracing::info!("the server runs already: processes {servers:?}");
         return Ok(());
     }
     let until = Instant::now() + START;
@@ -37,7 +38,7 @@ pub(crate) fn start(config: &Config) -> Result<(), String> {
 }
 
 /// The command is run also when nothing runs: it ends a restart that systemd may have in mind. What counts is that
-/// nothing uses the datadir in the end.
+/// no server uses the datadir in the end.
 pub(crate) fn stop(config: &Config) -> Result<(), String> {
     let until = Instant::now() + STOP;
     let stopped = match &config.server.stop_command {
@@ -45,9 +46,9 @@ pub(crate) fn stop(config: &Config) -> Result<(), String> {
         None => unit().and_then(|unit| shell("systemctl stop", Command::new("systemctl").args(["stop", unit]), until)),
     };
     match (places(config), stopped) {
-        (Ok(places), Ok(())) => wait_unused(&places, until),
-        (Ok(places), Err(why)) if places.users().is_empty() => {
-            tracing::warn!("nothing uses {}, so this is no failure: {why}", places.datadir.display());
+        (Ok(places), Ok(())) => wait_ended(&places, until),
+        (Ok(places), Err(why)) if places.servers().is_empty() => {
+            tracing::warn!("no server uses {}, so this is no failure: {why}", places.datadir.display());
             Ok(())
         }
         // Without a datadir the command's word has to do.
@@ -58,7 +59,7 @@ pub(crate) fn stop(config: &Config) -> Result<(), String> {
 pub(crate) fn kill(config: &Config) -> Result<(), String> {
     let until = Instant::now() + KILL;
     let places = places(config).ok();
-    let mut victims = places.as_ref().map(|p| p.users()).unwrap_or_default();
+    let mut victims = places.as_ref().map(|p| p.servers()).unwrap_or_default();
     if let Some(pid) = config.server.pid_file.as_deref().and_then(server_in) {
         victims.push(pid);
     }
@@ -76,19 +77,19 @@ pub(crate) fn kill(config: &Config) -> Result<(), String> {
         send(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).map_err(|e| format!("killing process {pid}: {e}"))?;
     }
     match &places {
-        Some(places) => wait_unused(places, until),
+        Some(places) => wait_ended(places, until),
         None => Ok(()),
     }
 }
 
-fn wait_unused(places: &Places, until: Instant) -> Result<(), String> {
+fn wait_ended(places: &Places, until: Instant) -> Result<(), String> {
     loop {
-        let users = places.users();
-        if users.is_empty() {
+        let servers = places.servers();
+        if servers.is_empty() {
             return Ok(());
         }
         if Instant::now() >= until {
-            return Err(format!("the server still runs: processes {users:?} use {}", places.datadir.display()));
+            return Err(format!("the server still runs: processes {servers:?} use {}", places.datadir.display()));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -96,13 +97,25 @@ fn wait_unused(places: &Places, until: Instant) -> Result<(), String> {
 
 /// What the pid file names, if that is a database server.
 fn server_in(pid_file: &Path) -> Option<u32> {
-    let pid: u32 = fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
-    let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-    let is_server = line.split('\0').take(6).any(|word| {
+    fs::read_to_string(pid_file).ok()?.trim().parse().ok().filter(|pid| is_server(*pid))
+}
+
+fn is_server(pid: u32) -> bool {
+    // It may begin with what has started the server.
+    command_line(pid).split('\0').take(6).any(|word| {
         let name = word.rsplit('/').next().unwrap_or(word);
         name == "mysqld" || name == "mariadbd"
-    });
-    is_server.then_some(pid)
+    })
+}
+
+/// For a process that has files of the datadir open. One that is ending has them for longer than its command line (a
+/// large pool takes seconds to be given back), and may be the server.
+pub(crate) fn may_be_server(pid: u32) -> bool {
+    is_server(pid) || command_line(pid).is_empty()
+}
+
+fn command_line(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default()
 }
 
 fn unit() -> Result<&'static str, String> {
@@ -118,12 +131,21 @@ fn unit() -> Result<&'static str, String> {
     })
 }
 
-/// Refuses while anything uses the folder.
-pub(crate) fn must_not_run(datadir: &Path) -> Result<(), String> {
-    let users = users_of(datadir);
-    if users.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("processes {users:?} use {}: the server runs, so its data are left alone", datadir.display()))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_is_ending_may_be_the_server() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        assert!(!may_be_server(child.id()));
+        child.kill().unwrap();
+        let until = Instant::now() + Duration::from_secs(10);
+        while !may_be_server(child.id()) {
+            assert!(Instant::now() < until);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!is_server(child.id()));
+        child.wait().unwrap();
     }
 }

@@ -107,6 +107,31 @@ fn run(config: &Path, log: Stdio) -> Child {
         .unwrap()
 }
 
+/// A process of that name that has the file open.
+struct Holder(Child);
+
+impl Holder {
+    fn of(name: &str, file: &Path) -> Holder {
+        let file = fs::File::open(file).unwrap();
+        Holder(Command::new("sleep").arg0(name).arg("1000").stdin(file).spawn().unwrap())
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn lives(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn answer(from: &mut BufReader<UnixStream>) -> Answer {
     let mut line = String::new();
     from.read_line(&mut line).unwrap();
@@ -149,10 +174,10 @@ fn start_and_stop_are_the_commands_of_the_configuration() {
     assert_eq!(helper.ask(&Verb::Start), Answer::Done);
     assert!(started.exists());
     assert_eq!(helper.ask(&Verb::Stop), Answer::Done, "nothing runs, whatever the command says");
-    let held = fs::File::open(helper.path("data/ibdata1")).unwrap();
+    let held = Holder::of("/usr/sbin/mysqld", &helper.path("data/ibdata1"));
     let why = helper.refusal(&Verb::Stop);
     assert!(stopped.exists() && why.contains("mysql_stop_command ended with exit status: 3"), "{why}");
-    // Whoever has the data open is the server, whatever the command says.
+    // A server that has the data open runs, whatever the command says.
     fs::remove_file(&started).unwrap();
     assert_eq!(helper.ask(&Verb::Start), Answer::Done, "it runs already");
     assert!(!started.exists());
@@ -161,6 +186,37 @@ fn start_and_stop_are_the_commands_of_the_configuration() {
     assert!(helper.refusal(&Verb::Restore).contains("nothing is kept"));
     assert_eq!(helper.ask(&Verb::Discard), Answer::Done);
     assert_eq!(fs::read_to_string(helper.path("data/ibdata1")).unwrap(), "rows");
+}
+
+#[test]
+fn who_reads_a_file_in_the_datadir_is_not_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let started = dir.path().join("started");
+    let helper = Helper::start(&format!("touch {}", started.display()), "true");
+    let users = || {
+        let Answer::Status(status) = helper.ask(&Verb::Status) else { panic!() };
+        status.users
+    };
+    let mut reader = Holder::of("log-shipper", &helper.path("data/ibdata1"));
+    assert_eq!(users(), [] as [u32; 0]);
+    assert_eq!(helper.ask(&Verb::Stop), Answer::Done, "the server is not waited for for ten minutes");
+    assert_eq!(helper.ask(&Verb::Start), Answer::Done);
+    assert!(started.exists(), "it did not run already");
+    assert_eq!(helper.ask(&Verb::Kill), Answer::Done);
+    assert!(reader.lives());
+
+    let mut server = Holder::of("mariadbd", &helper.path("data/ibdata1"));
+    assert_eq!(users(), [server.pid()]);
+    assert_eq!(helper.ask(&Verb::Kill), Answer::Done);
+    until(|| !server.lives());
+    assert!(reader.lives());
+
+    // But under its feet nothing is renamed.
+    fs::create_dir(helper.path("data.mmm-ready")).unwrap();
+    let why = helper.refusal(&Verb::Swap);
+    assert!(why.contains(&format!("{} (log-shipper)", reader.pid())), "{why}");
+    drop(reader);
+    assert_eq!(helper.ask(&Verb::Swap), Answer::Done);
 }
 
 #[test]

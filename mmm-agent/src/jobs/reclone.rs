@@ -31,6 +31,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const BEGIN: Duration = Duration::from_secs(70);
 /// For a started server to take logins. Crash recovery is part of it.
 const COME_UP: Duration = Duration::from_secs(600);
+/// How long a server that could not be stopped may take no logins until it is started again: it may have ended late.
+const START_AGAIN: Duration = Duration::from_secs(30);
 /// A donor that nobody could log in to for so long has gone.
 const DONOR_GONE: Duration = Duration::from_secs(20);
 /// For a copy that was killed to end.
@@ -136,10 +138,10 @@ async fn mariadb(
     work.progress.step("stopping the server");
     // Time has passed.
     work.no_addresses().await.map_err(untouched)?;
-    helper
-        .tell(Verb::Stop, SERVER)
-        .await
-        .map_err(|why| format!("the server could not be stopped: {why}; its data are untouched"))?;
+    if let Err(why) = helper.tell(Verb::Stop, SERVER).await {
+        let now = up_again(work, helper).await;
+        return Err(format!("the server could not be stopped: {why}; its data are untouched, and {now}"));
+    }
     let placed = async {
         helper.tell(Verb::Swap, FILES).await?;
         work.progress.step("starting the server with the copy");
@@ -160,19 +162,41 @@ async fn mariadb(
     }
 }
 
+/// After a stop that failed: the server may have ended, be about to, or go on. Started until it takes a login; what has
+/// come of it, in words.
+async fn up_again(work: &Work, helper: &Helper) -> String {
+    work.progress.step("starting the server again");
+    let until = Instant::now() + COME_UP;
+    loop {
+        let started = helper.tell(Verb::Start, SERVER).await;
+        match (come_up(work, START_AGAIN).await, started) {
+            (Ok(_), _) => return "the server runs".to_owned(),
+            (Err(_), Err(why)) => return format!("the server does not run and could not be started: {why}; start it"),
+            (Err(e), Ok(())) if is_denied(&e) || Instant::now() >= until => {
+                return format!("the server was started and takes no login: {e}");
+            }
+            (Err(_), Ok(())) => {}
+        }
+    }
+}
+
 async fn put_back(helper: &Helper, why: String) -> String {
     let back = async {
         if helper.tell(Verb::Stop, SERVER).await.is_err() {
             helper.tell(Verb::Kill, SERVER).await?;
         }
-        // After a swap that did not take place nothing is kept aside, and the datadir is the old one.
-        let restored = helper.tell(Verb::Restore, FILES).await;
-        if let Err(e) = restored
-            && !e.contains("nothing is kept")
-        {
-            return Err(e);
+        let restored = match helper.tell(Verb::Restore, FILES).await {
+            Ok(()) => true,
+            // After a swap that did not take place nothing is kept aside, and the datadir is the old one.
+            Err(e) if e.contains("nothing is kept") => false,
+            Err(e) => return Err(e),
+        };
+        helper.tell(Verb::Start, SERVER).await?;
+        // Only now, and no failure: the server comes first.
+        if restored && let Err(e) = helper.tell(Verb::Discard, FILES).await {
+            tracing::warn!("the copy that could not be used was not deleted: {e}");
         }
-        helper.tell(Verb::Start, SERVER).await
+        Ok(())
     };
     match back.await {
         Ok(()) => {
@@ -310,11 +334,15 @@ async fn come_up(work: &Work, limit: Duration) -> Result<Session, Trouble> {
     loop {
         match Session::own(&work.config).await {
             Ok(session) => return Ok(session),
-            // Denied: it is up, and that does not change by itself.
-            Err(e) if matches!(e.code, Some(1044 | 1045 | 1698)) || Instant::now() >= until => return Err(e),
+            Err(e) if is_denied(&e) || Instant::now() >= until => return Err(e),
             Err(_) => sleep(LOOK).await,
         }
     }
+}
+
+/// The server is up, and that does not change by itself.
+fn is_denied(e: &Trouble) -> bool {
+    matches!(e.code, Some(1044 | 1045 | 1698))
 }
 
 async fn mysql(
