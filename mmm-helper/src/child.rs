@@ -137,9 +137,18 @@ fn end_of(mut stderr: ChildStderr) -> Vec<u8> {
     kept
 }
 
+/// What happens to a command of the configuration that does not end in time.
+#[derive(Clone, Copy)]
+pub(crate) enum Late {
+    /// With all that it has started: a stop that goes on would stop the server that is started next.
+    KillAll,
+    /// But not what it has started: that may be a server in the middle of its recovery.
+    LeaveStarted,
+}
+
 /// Runs a command of the configuration. It may leave the server behind in the background, so what it says is not piped
 /// but goes to the helper's own log.
-pub(crate) fn shell(what: &str, command: &mut Command, until: Instant) -> Result<(), String> {
+pub(crate) fn shell(what: &str, command: &mut Command, until: Instant, late: Late) -> Result<(), String> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -156,10 +165,48 @@ pub(crate) fn shell(what: &str, command: &mut Command, until: Instant) -> Result
             Err(e) => return Err(format!("{what} cannot be waited for: {e}")),
         }
         if Instant::now() >= until {
-            let _ = child.kill();
+            let what_became = match late {
+                Late::KillAll => {
+                    let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+                    "was killed"
+                }
+                Late::LeaveStarted => {
+                    let _ = child.kill();
+                    "was killed; what it has started goes on"
+                }
+            };
             let _ = child.wait();
-            return Err(format!("{what} did not end in time and was killed"));
+            return Err(format!("{what} did not end in time and {what_became}"));
         }
         std::thread::sleep(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_late_command_has_started_is_killed_with_it_unless_it_may_be_the_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let started = |late| {
+            let command = format!("sleep 1000 & echo $! > {}; wait", file.display());
+            let until = Instant::now() + Duration::from_secs(1);
+            let why = shell("it", Command::new("/bin/sh").args(["-c", &command]), until, late).unwrap_err();
+            assert!(why.contains("did not end in time and was killed"), "{why}");
+            std::fs::read_to_string(&file).unwrap().trim().parse::<i32>().unwrap()
+        };
+        // Of a process that has ended and that nobody has waited for, the command line is empty.
+        let lives = |pid| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty());
+        let left = started(Late::LeaveStarted);
+        assert!(lives(left));
+        nix::sys::signal::kill(Pid::from_raw(left), Signal::SIGKILL).unwrap();
+        let killed = started(Late::KillAll);
+        let end = Instant::now() + Duration::from_secs(10);
+        while lives(killed) {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }

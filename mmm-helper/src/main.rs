@@ -3,7 +3,8 @@
 //!
 //! It has fixed verbs (see the library part) and reads the agent's configuration itself, anew for each request. It obeys
 //! root and the user who owns the agent's state folder, and nobody else: the kernel says who is at the other end of the
-//! socket. It never listens on the network. One work at a time, each with a deadline; a work whose asker has gone ends.
+//! socket. It never listens on the network. One work at a time, each with a deadline. Sending and receiving data end
+//! when their asker has gone; starting, stopping and renaming go on to their end.
 
 mod child;
 mod copy;

@@ -5,7 +5,7 @@
 //! killed, but while they do nothing is renamed. Only a database server that uses the datadir, or that the pid file
 //! names, is ever killed.
 
-use crate::child::shell;
+use crate::child::{Late, shell};
 use crate::datadir::Places;
 use crate::places;
 use mmm_common::config::Agent as Config;
@@ -32,8 +32,10 @@ pub(crate) fn start(config: &Config) -> Result<(), String> {
     }
     let until = Instant::now() + START;
     match &config.server.start_command {
-        Some(command) => shell("mysql_start_command", Command::new("/bin/sh").args(["-c", command]), until),
-        None => shell("systemctl start", Command::new("systemctl").args(["start", unit()?]), until),
+        Some(command) => {
+            shell("mysql_start_command", Command::new("/bin/sh").args(["-c", command]), until, Late::LeaveStarted)
+        }
+        None => shell("systemctl start", Command::new("systemctl").args(["start", unit()?]), until, Late::KillAll),
     }
 }
 
@@ -42,8 +44,12 @@ pub(crate) fn start(config: &Config) -> Result<(), String> {
 pub(crate) fn stop(config: &Config) -> Result<(), String> {
     let until = Instant::now() + STOP;
     let stopped = match &config.server.stop_command {
-        Some(command) => shell("mysql_stop_command", Command::new("/bin/sh").args(["-c", command]), until),
-        None => unit().and_then(|unit| shell("systemctl stop", Command::new("systemctl").args(["stop", unit]), until)),
+        Some(command) => {
+            shell("mysql_stop_command", Command::new("/bin/sh").args(["-c", command]), until, Late::KillAll)
+        }
+        None => unit().and_then(|unit| {
+            shell("systemctl stop", Command::new("systemctl").args(["stop", unit]), until, Late::KillAll)
+        }),
     };
     match (places(config), stopped) {
         (Ok(places), Ok(())) => wait_ended(&places, until),
@@ -70,7 +76,8 @@ pub(crate) fn kill(config: &Config) -> Result<(), String> {
             tracing::info!("no server runs");
             return Ok(());
         }
-        return shell("systemctl kill", Command::new("systemctl").args(["kill", "-s", "KILL", unit()?]), until);
+        let mut command = Command::new("systemctl");
+        return shell("systemctl kill", command.args(["kill", "-s", "KILL", unit()?]), until, Late::KillAll);
     }
     for pid in &victims {
         tracing::warn!("killing process {pid}");

@@ -22,7 +22,8 @@ pub(crate) struct Helper {
     socket: PathBuf,
 }
 
-/// One request under way. The helper ends its work when this is dropped.
+/// One request under way. When this is dropped the helper ends sending and receiving data; anything else goes on there to
+/// its end.
 pub(super) struct Asked {
     pub(super) from: BufReader<OwnedReadHalf>,
     pub(super) to: OwnedWriteHalf,
