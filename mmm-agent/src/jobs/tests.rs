@@ -335,6 +335,29 @@ async fn a_copy_whose_server_does_not_start_gives_the_old_data_back() {
 }
 
 #[tokio::test]
+async fn a_server_whose_stop_or_swap_is_refused_runs_again_with_its_data() {
+    for kind in MARIADBS {
+        let Some(Pair { mut db1, mut db2 }) = split(kind).await else { continue };
+        db1.sql("INSERT INTO app.t VALUES (10,1)").await;
+        db1.start_helper();
+        db2.start_helper();
+        let _agent = db2.start_agent().await;
+        let reader = db1.read_in_datadir();
+        let why = reclone(&db1).await.unwrap_err();
+        let me = format!("{} (", std::process::id());
+        assert!(why.contains(&me) && why.contains("old data are back in place"), "{why}");
+        assert_eq!(db1.until_sql(ROWS).await, "1:1,2:2,3:3,10:1");
+        drop(reader);
+        db1.sql("SET GLOBAL read_only=1").await;
+        db1.stop_with("exit 3");
+        let why = reclone(&db1).await.unwrap_err();
+        assert!(why.contains("could not be stopped") && why.ends_with("and the server runs"), "{why}");
+        assert_eq!(db1.sql(ROWS).await, "1:1,2:2,3:3,10:1");
+        assert!(db1.neighbours().iter().all(|name| !name.contains("mmm-old")), "{:?}", db1.neighbours());
+    }
+}
+
+#[tokio::test]
 async fn mysql_saves_cannot_undo_and_copies() {
     let Some(Pair { mut db1, db2 }) = split("mysql-9.7").await else { return };
     db1.sql("INSERT INTO app.t VALUES (10,100),(11,110)").await;

@@ -313,6 +313,17 @@ impl Host {
         fs::write(self.path("broken"), "").unwrap();
     }
 
+    /// What the command that stops the server does from now on, besides.
+    pub(super) fn stop_with(&self, line: &str) {
+        let script = fs::read_to_string(self.path("stop.sh")).unwrap();
+        fs::write(self.path("stop.sh"), script.replacen('\n', &format!("\n{line}\n"), 1)).unwrap();
+    }
+
+    /// Opened by whoever is not the server.
+    pub(super) fn read_in_datadir(&self) -> fs::File {
+        fs::File::open(self.datadir.join("ibdata1")).unwrap()
+    }
+
     fn path_variable(&self) -> String {
         format!("{}:{}", self.root.join("bin").display(), std::env::var("PATH").unwrap())
     }
