@@ -1,8 +1,9 @@
 //! The datadir and its neighbours while another host's data take its place:
 //!
 //! - `DATADIR.mmm-new`: being received. `DATADIR.mmm-ready`: whole and prepared.
-//! - `DATADIR.mmm-old-TIME`: what was there before, until the new server has been found good. There is one at most, and
-//!   while there is one no other copy begins: so what is put back is what this copy has put aside, never older data.
+//! - `DATADIR.mmm-old-TIME`: what was there before, until the new server has been found good. A copy that was broken off in
+//!   between leaves one; the next copy that is found good deletes all of them. What is put back is the newest, and only when
+//!   a copy has taken its place: so never what an earlier copy had put aside.
 //! - `DATADIR.mmm-failed-TIME`: a copy that was in place and could not be used.
 //!
 //! All of them lie in one folder and so on one file system; data go from one name to another by renames, never by
@@ -50,24 +51,12 @@ impl Places {
         let datadir = self.datadir.display();
         let device = |path: &Path| fs::metadata(path).map(|m| m.dev());
         match (device(&self.datadir), device(&self.parent)) {
-            (Ok(a), Ok(b)) if a == b => self.nothing_kept(),
+            (Ok(a), Ok(b)) if a == b => Ok(()),
             (Ok(_), Ok(_)) => Err(format!(
                 "datadir {datadir} is a mount point of its own, so no copy can be put beside it and take its place; make \
                  it a folder below the mount point"
             )),
             (Err(e), _) | (_, Err(e)) => Err(format!("datadir {datadir} cannot be read: {e}")),
-        }
-    }
-
-    fn nothing_kept(&self) -> Result<(), String> {
-        match self.kept()?.pop() {
-            None => Ok(()),
-            Some(old) => Err(format!(
-                "{} is still there: what was in {} before an earlier copy; look whether this host's data are good, and then \
-                 delete it",
-                old.display(),
-                self.datadir.display()
-            )),
         }
     }
 
@@ -94,7 +83,6 @@ impl Places {
         if !self.ready.exists() {
             return Err(format!("nothing whole has been received: there is no {}", self.ready.display()));
         }
-        self.nothing_kept()?;
         must_be_unused(&self.datadir)?;
         must_be_unused(&self.ready)?;
         let old = self.parent.join(format!("{}.mmm-old-{}", self.name, now()));
@@ -305,17 +293,20 @@ mod tests {
         let places = places(&dir);
         let earlier = dir.path().join("data.mmm-old-20260101-000000");
         fs::create_dir(&earlier).unwrap();
-        let why = places.can_receive().unwrap_err();
-        assert!(why.contains(&earlier.display().to_string()) && why.contains("delete it"), "{why}");
+        places.can_receive().unwrap();
         received(&places);
-        assert_eq!(places.swap().unwrap_err(), why);
+        // Somebody is in the way of the swap.
+        let held = fs::File::open(places.datadir.join("ibdata1")).unwrap();
+        places.swap().unwrap_err();
+        drop(held);
         assert!(places.restore().unwrap_err().contains("nothing is kept"));
         assert_eq!(content(&places), "old");
-        assert!(earlier.exists());
-        fs::remove_dir(&earlier).unwrap();
-        places.can_receive().unwrap();
         places.swap().unwrap();
-        assert_eq!(content(&places), "new");
+        places.restore().unwrap();
+        assert_eq!(content(&places), "old", "the newest is put back");
+        assert!(earlier.exists());
+        places.discard().unwrap();
+        assert!(!earlier.exists());
     }
 
     #[test]

@@ -145,14 +145,19 @@ mod tests {
     #[test]
     fn a_process_that_is_ending_may_be_the_server() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
-        assert!(!may_be_server(child.id()));
-        child.kill().unwrap();
+        let pid = child.id();
         let until = Instant::now() + Duration::from_secs(10);
-        while !may_be_server(child.id()) {
-            assert!(Instant::now() < until);
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        assert!(!is_server(child.id()));
+        let becomes = |maybe: bool| {
+            while may_be_server(pid) != maybe {
+                assert!(Instant::now() < until, "{:?}", command_line(pid));
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        // A process that is just beginning has none either.
+        becomes(false);
+        child.kill().unwrap();
+        becomes(true);
+        assert!(!is_server(pid));
         child.wait().unwrap();
     }
 }

@@ -24,6 +24,7 @@ pub fn cluster_of(mut w: World) -> World {
     }
     w.run(6_000);
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    w.outage = 0;
     w
 }
 

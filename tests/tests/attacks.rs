@@ -4,10 +4,9 @@
 use mmm_common::config::Monitor;
 use mmm_common::control::Command;
 use mmm_common::ids::HostName;
+use mmm_tests::stories::{HOSTS, move_writer, times, told};
 use mmm_tests::world::{WRITER, World, config};
 use std::time::Duration;
-
-const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
 
 /// Three hosts, all ONLINE, db1 writing.
 fn cluster() -> World {
@@ -29,20 +28,8 @@ fn cluster_with(config: Monitor) -> World {
     w
 }
 
-fn told(w: &World) -> String {
-    w.story.join("\n")
-}
-
 fn set_online(w: &mut World, host: &str) -> String {
     w.text(Command::SetOnline { host: host.into(), accept_lost: false })
-}
-
-fn move_writer(to: &str, force: bool) -> Command {
-    Command::MoveRole { role: "writer".into(), host: to.into(), force }
-}
-
-fn count(w: &World, text: &str) -> usize {
-    w.story.iter().filter(|line| line.contains(text)).count()
 }
 
 fn shows(w: &mut World, text: &str) -> bool {
@@ -83,7 +70,7 @@ fn a_planned_move_does_not_become_a_failover_by_a_server_that_is_not_known_to_be
     w.start_agent(&"db1".into());
     w.run(5_000);
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
-    assert_eq!(count(&w, "without the old master's help"), 0, "{}", told(&w));
+    assert_eq!(times(&w, "without the old master's help"), 0, "{}", told(&w));
 }
 
 // data-safety.md: what is not known of a candidate is no proof that it has everything.
@@ -144,7 +131,7 @@ fn an_isolation_that_ends_is_not_told_as_a_conflict() {
     w.outage = 0;
     w.cut.clear();
     w.run(10_000);
-    assert_eq!(count(&w, "is on several hosts"), 0, "{}", told(&w));
+    assert_eq!(times(&w, "is on several hosts"), 0, "{}", told(&w));
     assert!(w.outage < 100, "{} ms\n{}", w.outage, told(&w));
 }
 
@@ -165,8 +152,8 @@ fn an_old_master_that_cannot_be_closed_does_not_take_the_address_from_the_new_on
     w.run(10_000);
     assert!(!w.host("db1").server.read_only, "the story needs an old master that stays open");
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
-    assert_eq!(count(&w, "db2: writer(10.0.0.50) is off this host"), 0, "{}", told(&w));
-    assert_eq!(count(&w, "is on several hosts"), 0, "{}", told(&w));
+    assert_eq!(times(&w, "db2: writer(10.0.0.50) is off this host"), 0, "{}", told(&w));
+    assert_eq!(times(&w, "is on several hosts"), 0, "{}", told(&w));
     assert_eq!(w.text(Command::Mode), "ACTIVE\n");
     assert!(w.outage < 100, "{} ms\n{}", w.outage, told(&w));
     assert!(shows(&mut w, "Warning: host db1: "), "{}", w.show());
@@ -264,7 +251,7 @@ fn a_holder_confirmed_dead_by_kill_host_is_not_waited_for() {
     let mut w = cluster_with(c);
     w.stop_agent("db1");
     w.cut.insert("db1".into());
-    w.run_until(4_000, |w| count(w, "kill_host db1") == 1).expect("it is asked for before the lease is over");
+    w.run_until(4_000, |w| times(w, "kill_host db1") == 1).expect("it is asked for before the lease is over");
     w.crash_host("db1");
     assert!(w.confirm_kill("db1"), "{}", told(&w));
     w.run(500);
@@ -278,12 +265,12 @@ fn a_kill_that_is_confirmed_after_the_agent_is_back_does_not_count() {
     c.kill_host_bin = Some("/bin/kill_host".into());
     let mut w = cluster_with(c);
     w.cut.insert("db1".into());
-    w.run_until(5_000, |w| count(w, "kill_host db1") == 1).expect("it is asked for before the lease is over");
+    w.run_until(5_000, |w| times(w, "kill_host db1") == 1).expect("it is asked for before the lease is over");
     w.cut.clear();
     w.run(1_000);
     assert!(w.confirm_kill("db1"), "{}", told(&w));
-    assert_eq!(count(&w, "confirms that the host is off: its orders are over"), 0, "{}", told(&w));
-    assert_eq!(count(&w, "its agent was connected meanwhile: it proves nothing"), 1, "{}", told(&w));
+    assert_eq!(times(&w, "confirms that the host is off: its orders are over"), 0, "{}", told(&w));
+    assert_eq!(times(&w, "its agent was connected meanwhile: it proves nothing"), 1, "{}", told(&w));
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
 }
 
@@ -298,7 +285,7 @@ fn a_target_set_offline_in_the_middle_of_a_move_does_not_leave_the_cluster_witho
         assert_eq!(w.holders(WRITER), ["db1"], "{ms} ms\n{}", told(&w));
         assert!(w.writer_is_open(), "{ms} ms\n{}", told(&w));
         // One way and back at the most.
-        assert!(count(&w, "The writer is given to") <= 2, "{ms} ms\n{}", told(&w));
+        assert!(times(&w, "The writer is given to") <= 2, "{ms} ms\n{}", told(&w));
     }
 }
 
@@ -316,8 +303,8 @@ fn a_writer_just_given_is_not_taken_back_for_a_preferred_host_before_it_has_open
     assert!(shows(&mut w, "db1(10.0.0.11) master/ONLINE"), "{}", w.show());
     w.refuse_steps.clear();
     w.run(10_000);
-    assert_eq!(count(&w, "without its help"), 1, "the first way\n{}", told(&w));
-    assert_eq!(count(&w, "The writer moves from db2 to db1: db1 is preferred"), 1, "the way back\n{}", told(&w));
+    assert_eq!(times(&w, "without its help"), 1, "the first way\n{}", told(&w));
+    assert_eq!(times(&w, "The writer moves from db2 to db1: db1 is preferred"), 1, "the way back\n{}", told(&w));
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
 }
 
@@ -365,7 +352,7 @@ fn nobody_is_killed_because_its_agent_was_never_there() {
     w.run(2_500);
     set_online(&mut w, "db1");
     w.run(10_000);
-    assert_eq!(count(&w, "kill_host db2"), 0, "{}", told(&w));
+    assert_eq!(times(&w, "kill_host db2"), 0, "{}", told(&w));
     assert!(shows(&mut w, "db2 has not answered"), "the reason is told: {}", w.show());
 }
 
@@ -417,7 +404,7 @@ fn a_preferred_host_that_comes_and_goes_does_not_take_the_writer_to_and_fro_with
         set_online(&mut w, "db1");
         w.run(6_000);
     }
-    assert_eq!(count(&w, "The writer moves from db2 to db1: db1 is preferred"), limit, "{}", told(&w));
+    assert_eq!(times(&w, "The writer moves from db2 to db1: db1 is preferred"), limit, "{}", told(&w));
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
     assert!(shows(&mut w, "moves to preferred hosts within flap_duration are enough"), "{}", w.show());
 }
@@ -428,7 +415,7 @@ fn a_step_that_fails_is_not_told_with_every_try() {
     w.refuse_steps.insert(("db2".into(), "follow"));
     w.host("db2").server.source = Some("db3".into());
     w.run(10_000);
-    assert_eq!(count(&w, "db2: Failed, and will be tried again"), 1, "{}", told(&w));
+    assert_eq!(times(&w, "db2: Failed, and will be tried again"), 1, "{}", told(&w));
     w.refuse_steps.clear();
     w.run(2_000);
     assert_eq!(w.host("db2").server.source.clone(), Some(HostName::from("db1")), "{}", told(&w));

@@ -4,40 +4,10 @@ use mmm_common::config::Cluster;
 use mmm_common::control::Command;
 use mmm_common::ids::HostName;
 use mmm_common::state::MonitorMode;
+use mmm_tests::stories::{HOSTS, cluster, cluster_of, move_writer, set_online, told};
 use mmm_tests::world::{WRITER, World, config};
 
-const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
 const READERS: [&str; 3] = ["10.0.0.51", "10.0.0.52", "10.0.0.53"];
-
-fn cluster() -> World {
-    cluster_of(World::with(config(&HOSTS)))
-}
-
-/// All ONLINE, db1 writing.
-fn cluster_of(mut w: World) -> World {
-    w.run(2_500);
-    for host in HOSTS {
-        set_online(&mut w, host);
-        w.run(2_000);
-    }
-    w.run(6_000);
-    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
-    w.outage = 0;
-    w
-}
-
-fn told(w: &World) -> String {
-    w.story.join("\n")
-}
-
-fn set_online(w: &mut World, host: &str) {
-    let answer = w.text(Command::SetOnline { host: host.into(), accept_lost: false });
-    assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
-}
-
-fn move_writer(to: &str) -> Command {
-    Command::MoveRole { role: "writer".into(), host: to.into(), force: false }
-}
 
 #[test]
 fn a_monitor_without_its_disk_lets_the_writer_go_on_in_wait_and_manual_mode_too() {
@@ -121,7 +91,7 @@ fn a_lost_disk_of_the_monitor_and_a_granter_that_was_rebooted_meanwhile() {
 fn an_agent_killed_at_any_moment_of_taking_over_does_not_leave_two_or_none() {
     for ms in (0..60).step_by(4) {
         let mut w = cluster();
-        w.command(move_writer("db2"));
+        w.command(move_writer("db2", false));
         w.run(ms);
         w.stop_agent("db2");
         w.start_agent(&"db2".into());
@@ -140,7 +110,7 @@ fn a_regrant_at_the_instant_of_a_move_costs_nothing() {
         w.outage = 0;
         set_online(&mut w, "db3");
         w.run(ms);
-        w.command(move_writer("db2"));
+        w.command(move_writer("db2", false));
         w.run(10_000);
         assert_eq!(w.holders(WRITER), ["db2"], "{ms}\n{}", told(&w));
         assert!(w.outage < 500, "{ms}: {} ms\n{}", w.outage, told(&w));
@@ -216,11 +186,11 @@ fn reader_on(w: &World, host: &str) -> &'static str {
 fn a_monitor_put_back_to_an_older_state_does_not_take_a_number_that_was_used_for_its_own() {
     let mut w = cluster();
     let old = w.saved().cloned().expect("saved");
-    w.command(move_writer("db2"));
+    w.command(move_writer("db2", false));
     w.run(5_000);
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
     w.refuse_steps.insert(("db1".into(), "writable"));
-    w.command(move_writer("db1"));
+    w.command(move_writer("db1", false));
     w.run_until(5_000, |w| holder_is(w, "db1")).expect("granted");
     // The last decision reaches db1 only, and the monitor ends. Its machine is put back to an older state.
     w.unseen.insert("db2".into());
@@ -331,7 +301,7 @@ fn a_monitor_without_its_disk_and_for_a_moment_without_network_lets_the_writer_g
 #[test]
 fn a_new_writer_that_only_its_peers_see_open_keeps_the_role() {
     let mut w = cluster();
-    w.command(move_writer("db2"));
+    w.command(move_writer("db2", false));
     w.run_until(5_000, |w| holder_is(w, "db2")).expect("granted");
     w.run(2);
     w.unseen.insert("db2".into());
@@ -346,7 +316,7 @@ fn a_new_writer_that_only_its_peers_see_open_keeps_the_role() {
 #[test]
 fn a_role_that_goes_back_to_where_it_came_from_loses_no_writes_unsaid() {
     let mut w = cluster();
-    w.command(move_writer("db2"));
+    w.command(move_writer("db2", false));
     w.run_until(5_000, |w| holder_is(w, "db2")).expect("granted");
     w.run(2);
     w.unseen.insert("db2".into());

@@ -3,6 +3,7 @@
 use mmm_common::control::{Answer, Command};
 use mmm_common::ids::HostName;
 use mmm_common::state::MonitorMode;
+use mmm_tests::stories::{set_online, told};
 use mmm_tests::world::{WRITER, World, config};
 
 /// Three hosts, all ONLINE, db1 writing.
@@ -10,21 +11,12 @@ fn cluster() -> World {
     let mut w = World::new();
     w.run(2_500);
     for host in ["db1", "db2", "db3"] {
-        assert_online(&mut w, host);
+        set_online(&mut w, host);
         w.run(1_500);
     }
     settle(&mut w);
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
     w
-}
-
-fn told(w: &World) -> String {
-    w.story.join("\n")
-}
-
-fn assert_online(w: &mut World, host: &str) {
-    let answer = w.text(Command::SetOnline { host: host.into(), accept_lost: false });
-    assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
 }
 
 fn settle(w: &mut World) {
@@ -256,7 +248,7 @@ fn a_monitor_that_forgot_everything_gives_no_address_to_two() {
     w.run(10_000);
     assert_eq!(state_of(&mut w, "db1"), "AWAITING_RECOVERY", "{}", told(&w));
     for host in ["db2", "db1"] {
-        assert_online(&mut w, host);
+        set_online(&mut w, host);
         w.run(3_000);
     }
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
@@ -329,7 +321,7 @@ fn wait_mode_becomes_active_when_both_masters_are_online() {
     w.run(2_500);
     assert_eq!(w.text(Command::Mode), "WAIT\n");
     for host in ["db1", "db2"] {
-        assert_online(&mut w, host);
+        set_online(&mut w, host);
         w.run(1_500);
     }
     assert_eq!(w.text(Command::Mode), "ACTIVE\n", "{}", told(&w));
@@ -346,7 +338,7 @@ fn set_offline_moves_roles_away_and_set_online_brings_the_host_back() {
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
     assert!(w.host("db1").kernel.is_empty());
     assert!(w.outage < 300, "{} ms\n{}", w.outage, told(&w));
-    assert_online(&mut w, "db1");
+    set_online(&mut w, "db1");
     w.run(4_000);
     assert_eq!(w.holders(WRITER), ["db2"]);
     assert_eq!(w.host("db1").kernel.len(), 1, "a reader address comes back");
@@ -359,7 +351,7 @@ fn a_preferred_host_gets_the_writer_back_by_a_planned_move() {
     let mut w = World::with(config);
     w.run(2_500);
     for host in ["db2", "db1"] {
-        assert_online(&mut w, host);
+        set_online(&mut w, host);
         w.run(4_000);
     }
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
@@ -432,7 +424,7 @@ fn a_replica_that_does_not_apply_blocks_the_failover_with_a_reason() {
     let mut w = World::with(config);
     w.run(2_500);
     for host in ["db1", "db2"] {
-        assert_online(&mut w, host);
+        set_online(&mut w, host);
         w.run(1_500);
     }
     // Received and not applicable: draining starts the thread, and it never gets there.
@@ -456,7 +448,7 @@ fn flapping_hosts_wait_for_the_operator() {
     }
     assert_eq!(state_of(&mut w, "db3"), "AWAITING_RECOVERY", "{}", told(&w));
     assert!(told(&w).contains("Host 'db3' is flapping!"));
-    assert_online(&mut w, "db3");
+    set_online(&mut w, "db3");
     w.run(1_000);
     assert_eq!(state_of(&mut w, "db3"), "ONLINE");
 }

@@ -7,6 +7,7 @@
 
 use mmm_common::control::Command;
 use mmm_common::ids::HostName;
+use mmm_tests::stories::{HOSTS, cluster, cluster_of, move_writer, set_online, shows, times, told};
 use mmm_tests::world::{Kills, WRITER, World, config};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -418,33 +419,8 @@ fn a_mark_counts_only_directly_above_a_test() {
 
 // The stories.
 
-const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
-
-fn told(w: &World) -> String {
-    w.story.join("\n")
-}
-
-fn count(w: &World, text: &str) -> usize {
-    w.story.iter().filter(|line| line.contains(text)).count()
-}
-
-fn set_online(w: &mut World, host: &str) {
-    let answer = w.text(Command::SetOnline { host: host.into(), accept_lost: false });
-    assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
-}
-
-fn move_writer(to: &str) -> Command {
-    Command::MoveRole { role: "writer".into(), host: to.into(), force: false }
-}
-
 fn late_answer(w: &World) -> String {
     w.late_answer().map(|a| a.text(&|_| String::new())).unwrap_or_default()
-}
-
-#[track_caller]
-fn shows(w: &mut World, text: &str) {
-    let show = w.show();
-    assert!(show.contains(text), "'{text}' is not in\n{show}\n{}", told(w));
 }
 
 /// Whom it replicates from.
@@ -452,31 +428,12 @@ fn follows(w: &World, host: &str) -> String {
     w.hosts[&HostName::from(host)].server.source.as_ref().map(ToString::to_string).unwrap_or_default()
 }
 
-/// All ONLINE, db1 writing.
-fn cluster_with(c: mmm_common::config::Monitor) -> World {
-    let names: Vec<String> = c.cluster.hosts.keys().map(ToString::to_string).collect();
-    let mut w = World::with(c);
-    w.run(2_500);
-    for host in &names {
-        set_online(&mut w, host);
-        w.run(2_000);
-    }
-    w.run(6_000);
-    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
-    w.outage = 0;
-    w
-}
-
-fn cluster() -> World {
-    cluster_with(config(&HOSTS))
-}
-
 // lessons.md 2: "there may be some duplicate ips now!", and the failover goes on.
 #[test]
 fn a_fencing_that_fails_gives_the_role_to_nobody() {
     let mut c = config(&HOSTS);
     c.kill_host_bin = Some("/bin/kill_host".into());
-    let mut w = cluster_with(c);
+    let mut w = cluster_of(World::with(c));
     w.kills = Kills::Fail;
     // Given a writer whose orders do not end by themselves, because nobody else was there to take over.
     w.command(Command::SetOffline { host: "db2".into() });
@@ -486,10 +443,10 @@ fn a_fencing_that_fails_gives_the_role_to_nobody() {
     set_online(&mut w, "db2");
     // When it cannot be killed either, however often it is tried.
     w.run(120_000);
-    assert!(count(&w, "kill_host_bin failed, which proves nothing") >= 2, "{}", told(&w));
+    assert!(times(&w, "kill_host_bin failed, which proves nothing") >= 2, "{}", told(&w));
     // Then nobody else gets its address, and the reason is shown.
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
-    assert_eq!(count(&w, "The writer is given to db2"), 0, "{}", told(&w));
+    assert_eq!(times(&w, "The writer is given to db2"), 0, "{}", told(&w));
     shows(&mut w, "its last order does not end by itself");
 }
 
@@ -498,13 +455,13 @@ fn a_fencing_that_fails_gives_the_role_to_nobody() {
 fn a_target_that_does_not_catch_up_is_told_and_never_opened() {
     let mut w = cluster();
     w.refuse_steps.insert(("db2".into(), "task"));
-    w.command(move_writer("db2"));
+    w.command(move_writer("db2", false));
     w.run(20_000);
     let answer = late_answer(&w);
     assert!(answer.starts_with("ERROR") && answer.contains("db2 did not catch up"), "{answer}\n{}", told(&w));
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
     assert!(w.writer_is_open() && w.host("db2").server.read_only, "{}", told(&w));
-    assert_eq!(count(&w, "The writer is given to db2"), 0, "{}", told(&w));
+    assert_eq!(times(&w, "The writer is given to db2"), 0, "{}", told(&w));
 }
 
 // lessons.md 5: the new master has applied its whole relay log before it opens and before anybody follows it.
@@ -529,7 +486,7 @@ fn a_target_that_applies_nothing_costs_move_timeout_and_the_old_master_writes_on
     let mut w = cluster();
     w.refuse_sql("db2");
     w.run(300);
-    w.command(move_writer("db2"));
+    w.command(move_writer("db2", false));
     w.run(20_000);
     let answer = late_answer(&w);
     assert!(answer.starts_with("ERROR") && answer.contains("did not catch up"), "{answer}\n{}", told(&w));
@@ -542,10 +499,10 @@ fn a_target_that_applies_nothing_costs_move_timeout_and_the_old_master_writes_on
 #[test]
 fn a_hanging_replica_holds_up_neither_the_move_nor_its_neighbours() {
     for planned in [true, false] {
-        let mut w = cluster_with(config(&["db1", "db2", "db3", "db4"]));
+        let mut w = cluster_of(World::with(config(&["db1", "db2", "db3", "db4"])));
         w.host("db3").server.hung_since = Some(w.now);
         if planned {
-            w.command(move_writer("db2"));
+            w.command(move_writer("db2", false));
         } else {
             w.kill_server("db1");
         }
@@ -562,7 +519,7 @@ fn a_hanging_replica_holds_up_neither_the_move_nor_its_neighbours() {
 fn a_preferred_host_that_lags_catches_up_before_it_gets_the_writer() {
     let mut c = config(&HOSTS);
     c.cluster.roles.get_mut(&"writer".into()).expect("the role").prefer = Some("db1".into());
-    let mut w = cluster_with(c);
+    let mut w = cluster_of(World::with(c));
     w.command(Command::SetOffline { host: "db1".into() });
     w.run(5_000);
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
@@ -597,7 +554,7 @@ fn an_old_failed_check_decides_nothing() {
     w.outage = 0;
     w.resume_monitor();
     w.run(10_000);
-    assert_eq!(count(&w, "HARD_OFFLINE"), 0, "{}", told(&w));
+    assert_eq!(times(&w, "HARD_OFFLINE"), 0, "{}", told(&w));
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
     assert!(w.outage < 100, "{} ms\n{}", w.outage, told(&w));
 }
@@ -626,7 +583,7 @@ fn a_flapping_host_is_found_across_restarts_of_the_monitor() {
 fn servers_that_fail_in_turns_do_not_take_the_writer_to_and_fro_without_end() {
     let mut w = cluster();
     let limit = 2 * w.config.flap_count as usize;
-    let before = count(&w, "The writer is given to");
+    let before = times(&w, "The writer is given to");
     for _ in 0..5 {
         for host in ["db1", "db2"] {
             w.kill_server(host);
@@ -638,7 +595,7 @@ fn servers_that_fail_in_turns_do_not_take_the_writer_to_and_fro_without_end() {
             w.run(5_000);
         }
     }
-    let given = count(&w, "The writer is given to") - before;
+    let given = times(&w, "The writer is given to") - before;
     assert!((3..=limit).contains(&given), "{given} times\n{}", told(&w));
     for host in ["db1(10.0.0.11)", "db2(10.0.0.12)"] {
         shows(&mut w, &format!("{host} master/AWAITING_RECOVERY"));
@@ -666,7 +623,7 @@ fn agents_that_die_in_turns_do_not_take_the_writer_to_and_fro_without_end() {
     holders.iter_mut().for_each(|words| *words = words.split(' ').next().unwrap_or_default());
     holders.dedup();
     assert!((3..=limit).contains(&holders.len()), "{holders:?}\n{}", told(&w));
-    assert!(count(&w, "times within flap_duration. It waits for set_online") > 0, "{}", told(&w));
+    assert!(times(&w, "times within flap_duration. It waits for set_online") > 0, "{}", told(&w));
 }
 
 // lessons.md 20: moves to a preferred host are counted over restarts of the monitor too.
@@ -692,7 +649,7 @@ fn a_preferred_host_that_comes_and_goes_is_not_followed_without_end() {
         w.start_monitor();
         w.run(5_000);
     }
-    let back = count(&w, "The writer moves from db2 to db1: db1 is preferred and ONLINE");
+    let back = times(&w, "The writer moves from db2 to db1: db1 is preferred and ONLINE");
     assert_eq!(back, 3, "{}", told(&w));
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
 }

@@ -1,43 +1,11 @@
 //! Stories about data (data-safety.md): a candidate has what any host has that can be asked; what only an old master has
 //! is saved, counted and told; it is discarded only when that is accepted. lessons.md 9, 10, 11.
 
-use mmm_common::config::{Cluster, Monitor};
+use mmm_common::config::Cluster;
 use mmm_common::control::{Answer, Command};
 use mmm_common::state::HostMode;
+use mmm_tests::stories::{HOSTS, cluster, cluster_of, move_writer, shows, told};
 use mmm_tests::world::{WRITER, World, config};
-
-const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
-
-fn cluster_of(config: Monitor) -> World {
-    let mut w = World::with(config);
-    w.run(2_500);
-    for host in HOSTS {
-        let answer = w.text(Command::SetOnline { host: host.into(), accept_lost: false });
-        assert!(answer.starts_with("OK"), "{answer}\n{}", told(&w));
-        w.run(2_000);
-    }
-    w.run(6_000);
-    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
-    w
-}
-
-fn cluster() -> World {
-    cluster_of(config(&HOSTS))
-}
-
-fn told(w: &World) -> String {
-    w.story.join("\n")
-}
-
-#[track_caller]
-fn shows(w: &mut World, text: &str) {
-    let show = w.show();
-    assert!(show.contains(text), "'{text}' is not in\n{show}\n{}", told(w));
-}
-
-fn move_writer(force: bool) -> Command {
-    Command::MoveRole { role: "writer".into(), host: "db2".into(), force }
-}
 
 /// db1's server ends with three rows that nobody else has, db2 takes over, db1's server is back.
 fn returned(mut w: World) -> World {
@@ -92,7 +60,7 @@ fn what_a_replica_has_received_and_cannot_apply_is_a_reason_to_hold() {
     assert_eq!(w.holders(WRITER), Vec::<&str>::new(), "{}", told(&w));
     shows(&mut w, "db2 is not promoted");
     shows(&mut w, "db3 has received what nobody else has");
-    w.command(move_writer(true));
+    w.command(move_writer("db2", true));
     w.run(8_000);
     assert_eq!(w.holders(WRITER), ["db2"], "the operator may take the loss\n{}", told(&w));
 }
@@ -125,7 +93,7 @@ fn what_was_written_on_a_slave_only_is_not_spread_by_a_failover() {
 fn an_old_master_that_comes_back_without_its_last_rows_gets_them_from_whoever_has_them() {
     let mut c = config(&HOSTS);
     c.cluster.hosts.get_mut(&"db2".into()).expect("db2").mode = HostMode::Master;
-    let mut w = cluster_of(c);
+    let mut w = cluster_of(World::with(c));
     // Given that nobody can take over.
     let answer = w.text(Command::SetOffline { host: "db2".into() });
     assert!(answer.starts_with("OK"), "{answer}");
@@ -234,7 +202,7 @@ fn auto_reclone_copies_anew_by_itself_only_what_was_never_acknowledged() {
     for (semisync, state) in [(true, "ONLINE"), (false, "AWAITING_RECOVERY")] {
         let mut c = config(&HOSTS);
         c.cluster.auto_reclone = true;
-        let mut w = cluster_of(c);
+        let mut w = cluster_of(World::with(c));
         w.semisync = semisync;
         w.run(3_000);
         let mut w = returned(w);
@@ -247,12 +215,12 @@ fn auto_reclone_copies_anew_by_itself_only_what_was_never_acknowledged() {
 fn require_semisync_leaves_a_failover_without_it_to_the_operator() {
     let mut c = config(&HOSTS);
     c.cluster.require_semisync = true;
-    let mut w = cluster_of(c);
+    let mut w = cluster_of(World::with(c));
     w.kill_server("db1");
     w.run(20_000);
     assert_eq!(w.holders(WRITER), Vec::<&str>::new(), "{}", told(&w));
     shows(&mut w, "require_semisync is set");
-    w.command(move_writer(false));
+    w.command(move_writer("db2", false));
     w.run(3_000);
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
 }
@@ -263,7 +231,7 @@ fn with_three_masters_the_best_takes_over_and_all_others_follow_it() {
     let Cluster { hosts, roles, .. } = &mut c.cluster;
     hosts.get_mut(&"db3".into()).expect("db3").mode = HostMode::Master;
     roles.get_mut(&"writer".into()).expect("the role").hosts = HOSTS.map(Into::into).to_vec();
-    let mut w = cluster_of(c);
+    let mut w = cluster_of(World::with(c));
     w.host("db2").server.io = false;
     w.run(1_500);
     w.kill_server("db1");

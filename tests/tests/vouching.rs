@@ -2,43 +2,14 @@
 //! roles (safety.md, R6, R11, "Choosing granters", "Peers as observers"). lessons.md 1, 18, 21, 22.
 
 use mmm_common::control::{Answer, Command};
+use mmm_tests::stories::{HOSTS, cluster, set_online, shows, told};
 use mmm_tests::world::{WRITER, World, config};
 use std::time::Duration;
 
-const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
 const READERS: [&str; 3] = ["10.0.0.51", "10.0.0.52", "10.0.0.53"];
-
-fn set_online(w: &mut World, host: &str) {
-    let answer = w.text(Command::SetOnline { host: host.into(), accept_lost: false });
-    assert!(answer.starts_with("OK"), "{answer}\n{}", told(w));
-}
-
-/// All ONLINE, db1 writing, every reader address on a host.
-fn cluster() -> World {
-    let mut w = World::with(config(&HOSTS));
-    w.run(2_500);
-    for host in HOSTS {
-        set_online(&mut w, host);
-        w.run(2_000);
-    }
-    w.run(6_000);
-    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
-    w.outage = 0;
-    w
-}
-
-fn told(w: &World) -> String {
-    w.story.join("\n")
-}
 
 fn readers(w: &World) -> Vec<String> {
     READERS.iter().map(|ip| w.holders(ip).join("+")).collect()
-}
-
-#[track_caller]
-fn shows(w: &mut World, text: &str) {
-    let show = w.show();
-    assert!(show.contains(text), "'{text}' is not in\n{show}\n{}", told(w));
 }
 
 #[test]

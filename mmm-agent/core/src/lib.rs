@@ -93,8 +93,9 @@ pub struct Core {
     under_way: BTreeSet<Subject>,
     /// The last change of replication that was done, and when.
     replicated: Option<(Step, Millis)>,
-    /// When a change of replication failed: it may have stopped what it was to start again.
-    broken_off: Option<Millis>,
+    /// The last change of replication, and when, if it failed: what it has stopped is to be started again, or what it has
+    /// not forgotten to be forgotten.
+    broken_off: Option<(Step, Millis)>,
     /// What failed, in words, and when it is tried again.
     failed: BTreeMap<Subject, (String, Millis)>,
     refusals: BTreeMap<IpAddr, String>,
@@ -408,9 +409,8 @@ impl Core {
         self.position_old = false;
         // A look from before the step can come after it.
         let running = self.server.replication.as_ref().is_some_and(|r| r.io_running || r.sql_running);
-        if running && self.broken_off.is_some_and(|at| now.since(at) >= LOOKED_AT) {
-            self.broken_off = None;
-        }
+        self.broken_off
+            .take_if(|(step, at)| running && matches!(step, Step::Follow { .. }) && now.since(*at) >= LOOKED_AT);
         let closed = match (&self.server.life, self.server.writing) {
             (Life::Dead { .. }, _) => true,
             // A look from before the server was opened can come after that: while read_only is being changed, only the
@@ -441,8 +441,8 @@ impl Core {
             if self.failed.get(&subject).is_none_or(|(before, _)| *before != text) {
                 error(out, format!("Failed, and will be tried again: {text}"));
             }
-            if matches!(step, Step::Follow { .. }) {
-                self.broken_off = Some(now);
+            if subject == Subject::Replication {
+                self.broken_off = Some((step.clone(), now));
             }
             self.failed.insert(subject, (text, now + RETRY));
             return false;
@@ -664,7 +664,7 @@ impl Core {
             replication: &self.replication,
             sources: &self.sources,
             detached: self.detached,
-            broken_off: self.broken_off.is_some(),
+            broken_off: self.broken_off.as_ref().map(|(step, _)| step),
             rebuilding: self.is_rebuilding(),
             working: self.task.as_ref().is_some_and(|(_, outcome)| *outcome == TaskOutcome::Running),
             acknowledging: self.acknowledging,

@@ -65,8 +65,8 @@ pub(crate) struct Situation<'a> {
     /// The configured source of each host: address and port.
     pub(crate) sources: &'a BTreeMap<HostName, (IpAddr, u16)>,
     pub(crate) detached: bool,
-    /// The last change of replication has failed half way.
-    pub(crate) broken_off: bool,
+    /// The last change of replication, if it has failed half way.
+    pub(crate) broken_off: Option<&'a Step>,
     /// A job changes the server's data as a whole.
     pub(crate) rebuilding: bool,
     /// A task is under way.
@@ -180,10 +180,15 @@ impl Situation<'_> {
                 let right_source = current.is_some_and(|r| r.port == *port && r.source.parse() == Ok(*ip));
                 // With both threads stopped it was this agent's hand: errors stop one of them.
                 let stopped = current.is_some_and(|r| !r.io_running && !r.sql_running);
-                let unfinished = self.detached || (self.broken_off && stopped);
+                let failed = matches!(self.broken_off, Some(Step::Follow { .. }));
+                let unfinished = self.detached || (failed && stopped);
                 (!right_source || unfinished).then(|| Step::Follow { host: host.clone() })
             }
-            ReplicationOrder::Detached => current.is_some_and(|r| r.io_running).then_some(Step::Detach),
+            // Whoever fetches no more may still know the source, because a drain was in the way of forgetting it.
+            ReplicationOrder::Detached => {
+                let failed = self.broken_off == Some(&Step::Detach) && !self.working;
+                current.is_some_and(|r| r.io_running || failed).then_some(Step::Detach)
+            }
         }
     }
 

@@ -433,6 +433,39 @@ fn what_a_follow_that_failed_has_stopped_is_started_again_and_nothing_else() {
     }
 }
 
+/// The drain had the server for itself, and the source was not forgotten: it would be fetched from after a restart.
+#[test]
+fn a_detach_that_a_drain_was_in_the_way_of_is_done_after_it() {
+    let mut a = Agent::new(None, 1);
+    let replicating = |io| ServerReport {
+        replication: Some(ReplicationReport {
+            source: "10.0.0.12".into(),
+            port: 3306,
+            io_running: io,
+            sql_running: true,
+            received: None,
+            behind_ms: None,
+            error: String::new(),
+        }),
+        ..server(Writing::ReadOnly)
+    };
+    a.give(Input::Server(replicating(true)));
+    let drain = Task { id: Epoch(9), work: Work::Drain { timeout_ms: 30_000 } };
+    let order = Order { task: Some(drain), replication: ReplicationOrder::Detached, ..a.order(&[]) };
+    a.give(Input::Order(order));
+    assert_eq!(a.did(), "save, task 9, detach");
+    a.give(Input::Done { step: Step::Detach, result: Err("another change is under way".into()) });
+    a.give(Input::Server(replicating(false)));
+    a.after(5_000);
+    assert_eq!(a.did(), "");
+    a.give(Input::TaskDone { id: Epoch(9), outcome: TaskOutcome::Done { position: None } });
+    assert_eq!(a.did(), "detach");
+    a.give(Input::Done { step: Step::Detach, result: Ok(()) });
+    a.give(Input::Server(replicating(false)));
+    a.after(5_000);
+    assert_eq!(a.did(), "save", "no more than once");
+}
+
 /// Found by the chaos campaign: the drain stopped the I/O thread, and nobody started it again.
 #[test]
 fn a_follow_that_ends_after_a_drain_began_is_done_again_when_ordered() {
