@@ -13,6 +13,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// So many broken stories are enough to look at.
 const ENOUGH: usize = 20;
+/// After so many stories a line says how far it is.
+const PROGRESS: u64 = 10_000;
 
 #[derive(Parser)]
 #[command(
@@ -109,7 +111,10 @@ fn run(
             let seed = first + number;
             let kind = kind.unwrap_or(Kind::ALL[(seed / 2 % 4) as usize]);
             let told = tell(seed, kind);
-            done.fetch_add(1, Ordering::Relaxed);
+            let so_far = done.fetch_add(1, Ordering::Relaxed) + 1;
+            if so_far.is_multiple_of(PROGRESS) {
+                println!("{so_far} told after {:.0} s", begin.elapsed().as_secs_f64());
+            }
             if told.broken.is_some() {
                 // Told at once: the run may be ended from outside.
                 note(&told, stories);
