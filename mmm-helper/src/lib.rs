@@ -41,13 +41,13 @@ pub enum Verb {
     /// Sends this host's data (MariaDB): `Go`, and then frames until one says that it was all.
     Donate,
     /// Takes the data of another host: answered by `Go`, then frames are read, and what came is made ready to run
-    /// beside the datadir, which stays untouched, as does the server. Refused while something is kept aside.
+    /// beside the datadir, which stays untouched, as does the server.
     Receive {
         /// What the donor thinks that it will be; refused when it does not fit on the disk.
         expected_bytes: u64,
     },
     /// Puts what was received into the place of the datadir, whose present content is kept aside. Refused while anybody
-    /// uses one of them, and while something is kept aside already.
+    /// uses one of them.
     Swap,
     /// The way back from `Swap`: the data kept aside return. Refused while anybody uses the datadir or them.
     Restore,
