@@ -482,7 +482,7 @@ mod tests {
         f.is_down("is that of 'db3'").await;
         let mut other = f.accept().await;
         say(&mut other, &hello("db2", PROTOCOL + 1)).await;
-        f.is_down("speaks protocol 3").await;
+        f.is_down(&format!("speaks protocol {}", PROTOCOL + 1)).await;
         let mut other = f.accept().await;
         say(&mut other, &line(&FromAgent::Refused { why: "no room".to_owned(), passes: false })).await;
         f.is_down("it refuses this agent: no room").await;
