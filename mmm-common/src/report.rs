@@ -143,6 +143,11 @@ pub struct SemiSync {
 }
 
 impl SemiSync {
+    /// Commits wait now, and as many replicas are attached as have to acknowledge them.
+    pub fn is_acknowledged(&self) -> bool {
+        self.source && self.waits && self.replicas >= self.wait_count.max(1)
+    }
+
     /// Whether an acknowledged commit is on a replica, also when this host is isolated: it must not fall back before it
     /// is fenced, for which `fenced_within` is allowed. The error says why not.
     pub fn in_effect(&self, fenced_within: Duration) -> Result<(), String> {

@@ -99,6 +99,8 @@ pub struct World {
     pub no_undo: bool,
     /// Servers have semi-synchronous replication, and say so. Writes do not wait for it here.
     pub semisync: bool,
+    /// Replicas whose connection the writer takes for alive, though nothing comes through.
+    pub attached: BTreeSet<HostName>,
     /// Agents that start from now on have another `lease_ttl` in their configuration than the monitor.
     pub agents_lease_ttl: Option<Duration>,
     /// What the monitor's wall clock says when it starts, in seconds since 1970; otherwise it goes with the story.
@@ -294,6 +296,7 @@ impl World {
             refuse_steps: BTreeSet::new(),
             no_undo: false,
             semisync: false,
+            attached: BTreeSet::new(),
             agents_lease_ttl: None,
             wall_clock: None,
             kill: None,

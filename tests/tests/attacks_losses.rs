@@ -240,6 +240,50 @@ fn who_alone_can_have_acknowledged_is_promoted_though_its_agent_was_away_for_lon
     shows(&mut w, "db2 is not promoted: ");
 }
 
+/// Found by the chaos campaign, seed 5004: the old master was back, everybody was asked, and nobody was promoted.
+#[test]
+fn an_old_master_that_is_back_writes_again_when_all_who_can_have_acknowledged_are_asked() {
+    let mut w = cluster_of(World::with(masters(&["db1", "db2"], &["db1", "db2"])));
+    w.semisync = true;
+    w.run(3_000);
+    shows(&mut w, "# Role writer is semi-synchronous");
+    w.host("db2").server.io = false;
+    w.run(13_000);
+    w.attached.insert("db2".into());
+    w.run(2_000);
+    w.kill_server("db1");
+    w.run(5_000);
+    shows(&mut w, "db2 is not promoted: ");
+    w.attached.clear();
+    w.start_server("db1");
+    w.run(1_000);
+    set_online(&mut w, "db1");
+    w.run(5_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    assert!(w.writer_is_open(), "{}", told(&w));
+}
+
+/// What was acknowledged while nobody was there to wait for is not on who was away then, although commits wait again.
+#[test]
+fn what_was_acknowledged_before_commits_waited_again_keeps_who_lacks_it_from_being_promoted() {
+    let mut w = cluster_of(World::with(masters(&["db1", "db2"], &["db1", "db2"])));
+    w.semisync = true;
+    w.run(3_000);
+    w.host("db2").server.io = false;
+    w.semisync = false;
+    w.run(8_000);
+    // The connection of before is still counted as an attached replica.
+    w.semisync = true;
+    w.attached.insert("db2".into());
+    w.run(2_000);
+    let behind = w.lost_on("db2");
+    assert!(behind > 0, "{}", told(&w));
+    w.kill_server("db1");
+    w.run(8_000);
+    assert!(w.holders(WRITER).is_empty(), "db2 lacks {behind}\n{}", told(&w));
+    shows(&mut w, "db2 is not promoted: ");
+}
+
 #[test]
 fn what_is_called_unacknowledged_is_only_what_was_so_at_that_failover() {
     let mut w = cluster_of(World::with(masters(&HOSTS, &HOSTS)));

@@ -66,11 +66,22 @@ pub(crate) struct HostFacts {
     pub(crate) vouched: BTreeMap<HostName, Millis>,
     /// How many replicas that acknowledge were attached at most within `ATTACHED_FOR`, and when there were so many last.
     pub(crate) attached: (u64, Millis),
+    /// Its commits have waited for a replica without interruption since then.
+    waits: Waits,
     /// Everything that it was ever said to have received, since the writer last moved: a relay log can be thrown away by a
     /// START in the wrong order, and nobody tells.
     pub(crate) received_once: Option<Gtids>,
     /// What its server had executed, as last told while it could be written to.
     pub(crate) last_executed: Option<Gtids>,
+}
+
+/// Whether the commits of a host that can be written to wait for a replica.
+#[derive(Clone, Debug, Default)]
+enum Waits {
+    #[default]
+    Not,
+    /// And what it had, once that is known.
+    Since(Option<Gtids>),
 }
 
 impl HostFacts {
@@ -95,6 +106,7 @@ impl HostFacts {
             semisync_at: now,
             vouched: BTreeMap::new(),
             attached: (0, now),
+            waits: Waits::Not,
             received_once: None,
             last_executed: None,
         }
@@ -116,7 +128,10 @@ impl HostFacts {
     pub(crate) fn reported(&mut self, now: Millis, report: Box<Report>) {
         self.heard = now;
         if let Some(link) = &mut self.link {
-            link.anchor = Some(report.anchor);
+            // On an earlier connection something may have been said that did not arrive.
+            if link.anchor.replace(report.anchor).is_none() {
+                self.waits = Waits::Not;
+            }
         }
         match &report.server.life {
             Life::Alive | Life::Unknown { .. } => self.gone = None,
@@ -144,6 +159,16 @@ impl HostFacts {
                 }
             }
             self.last_executed.clone_from(&report.server.executed);
+            let wait = report.server.semisync.as_ref().is_some_and(SemiSync::is_acknowledged);
+            self.waits = match std::mem::take(&mut self.waits) {
+                _ if !wait => Waits::Not,
+                // The position was read a moment before it was seen that commits wait.
+                Waits::Not => Waits::Since(None),
+                Waits::Since(None) => Waits::Since(report.server.executed.clone()),
+                since @ Waits::Since(Some(_)) => since,
+            };
+        } else if report.server.life == Life::Alive {
+            self.waits = Waits::Not;
         }
         // While it does not fetch, MariaDB's word may be of before its data were undone or copied anew (tried).
         let fetching = report.server.replication.as_ref().filter(|r| r.io_running);
@@ -155,6 +180,20 @@ impl HostFacts {
             self.replicating = Some((now, r.source.clone()));
         }
         self.report = Some(report);
+    }
+
+    /// Its commits are not to wait for anybody.
+    pub(crate) fn waits_for_nobody(&mut self) {
+        self.waits = Waits::Not;
+    }
+
+    /// What it had when its commits began to wait for a replica, as far as they have done so ever since: with that, and with
+    /// what a replica has that acknowledges, comes everything that clients were told of. None: it is not known.
+    pub(crate) fn waits_since(&self) -> Option<&Gtids> {
+        match &self.waits {
+            Waits::Since(had) => had.as_ref(),
+            Waits::Not => None,
+        }
     }
 
     /// Failed checks say nothing now: a peer sees the host at work while the monitor cannot reach it (lessons.md 18), or the

@@ -34,8 +34,9 @@ pub(crate) struct Gathering {
     acknowledged: BTreeSet<HostName>,
     /// Everybody but the old master who is set up to acknowledge.
     acknowledging: BTreeSet<HostName>,
-    /// So many of those had each commit before a client was told of it; 0: not known of all commits.
-    copies: u64,
+    /// How many of those had each commit before a client was told of it, and what the old master had when that began. None:
+    /// it is not known.
+    copies: Option<(u64, Gtids)>,
     /// What the old master had when it was last heard of.
     old: Option<Gtids>,
     /// From whom everything was fetched already.
@@ -124,7 +125,8 @@ impl Gathering {
         // The look at the server that its last report tells of was not made just then.
         let until = failed_at.map(|at| at + STALE).or_else(|| Some(host?.last_alive + STALE));
         let secured = from.is_some_and(|from| unsecured(scene, from, until, cluster).is_none());
-        let copies = host.and_then(|h| h.semisync).filter(|_| secured).map_or(0, |s| s.wait_count.max(1));
+        let waits = host.filter(|_| secured).and_then(|h| Some((h.semisync?, h.waits_since?.clone())));
+        let copies = waits.map(|(s, since)| (s.wait_count.max(1), since));
         let wrote = from.into_iter().chain(given).chain(earlier).cloned().collect();
         let last = given.or(from).filter(|last| others.contains(*last)).cloned();
         Gathering {
@@ -145,9 +147,11 @@ impl Gathering {
 
     /// Whoever has acknowledged a commit, one of these has it: too few others could have. So it does not matter that this
     /// monitor has not seen them fetching until the end, because it was restarted, or an agent was.
-    fn has_every_acknowledged(&self, asked: impl Fn(&HostName) -> bool) -> bool {
+    fn has_every_acknowledged(&self, mine: Option<&Gtids>, asked: impl Fn(&HostName) -> bool) -> bool {
         let others = self.acknowledging.iter().filter(|host| !asked(host)).count() as u64;
-        others < self.copies
+        self.copies
+            .as_ref()
+            .is_some_and(|(copies, since)| others < *copies && mine.is_none_or(|mine| mine.missing(since) == Some(0)))
     }
 
     pub(crate) fn fetching(mut self, from: &HostName) -> Self {
@@ -157,7 +161,7 @@ impl Gathering {
 
     /// Nobody who can be asked had been fetching until the end.
     pub(crate) fn hopeless(&self, to: &HostName) -> Option<&str> {
-        let everybody = self.has_every_acknowledged(|host| host == to || self.others.contains(host));
+        let everybody = self.has_every_acknowledged(None, |host| host == to || self.others.contains(host));
         self.stale.as_deref().filter(|_| self.fresh.is_empty() && self.last.is_none() && !everybody)
     }
 
@@ -234,14 +238,15 @@ impl Gathering {
         if self.last.as_ref().is_some_and(|last| asked.contains(last) && !writers.was_short(last)) {
             return Next::Grant;
         }
-        if self.has_every_acknowledged(|host| asked.contains(host)) {
+        if self.has_every_acknowledged(Some(mine), |host| asked.contains(host)) {
             return Next::Grant;
         }
         if let Some(why) = self.stale.as_ref().filter(|_| !self.fresh.iter().any(|f| asked.contains(f))) {
             return Next::Hold(why.clone(), None);
         }
         let acknowledging = asked.iter().filter(|h| self.acknowledged.contains(**h)).count() as u64;
-        if acknowledging < self.need {
+        // With all of them asked there are no others, whenever they fetched last.
+        if acknowledging < self.need && !self.acknowledging.is_subset(&asked.iter().copied().cloned().collect()) {
             let why = format!(
                 "only {acknowledging} of the hosts that acknowledged the old master's commits can be asked, and {} have to be: what was acknowledged may be on the others",
                 self.need
@@ -335,9 +340,23 @@ pub(crate) fn unsecured(
             "nothing was heard of semi-synchronous replication on {from} in the last {} s before it failed",
             unheard.as_secs()
         )),
+        Some((_, Ok(()))) if host.is_some_and(|h| h.waits_since.is_none()) => {
+            Some(format!("it is not known since when commits on {from} had waited for a replica"))
+        }
         Some((_, Ok(()))) => None,
         Some((_, Err(why))) => Some(format!("semi-synchronous replication was not in effect on {from}: {why}")),
         None => Some(format!("nothing is known of semi-synchronous replication on {from}")),
+    }
+}
+
+/// What the old master wrote before its commits waited for a replica, and the new one lacks: clients were told of it.
+pub(crate) fn lacks_unwaited(scene: &Scene<'_>, from: &HostName, to: &HostName) -> Option<String> {
+    let since = scene.hosts.get(from)?.waits_since?;
+    let mine = scene.hosts.get(to)?.report?.server.executed.as_ref();
+    match mine.and_then(|mine| mine.missing(since)) {
+        Some(0) => None,
+        Some(n) => Some(format!("{to} lacks {n} transactions from before commits on {from} waited for a replica")),
+        None => Some(format!("what {to} has of {from} is not known")),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Whatever step fails, there is exactly one writer afterwards, or a stated reason why there is none. This file decides
 //! which step comes next; it never gives the address to anybody without the proof that only `slot.rs` can make.
 
-use crate::gather::{Gathering, Next, unsecured};
+use crate::gather::{Gathering, Next, lacks_unwaited, unsecured};
 use crate::granters::granters_of;
 use crate::io::RequestId;
 use crate::losses::{Acknowledged, Ahead};
@@ -122,6 +122,8 @@ pub(crate) struct HostView<'a> {
     /// Semi-synchronous replication, as last told while its server could be written to.
     pub(crate) semisync: Option<&'a SemiSync>,
     pub(crate) semisync_at: Millis,
+    /// What it had when its commits began to wait for a replica, if they have done so ever since.
+    pub(crate) waits_since: Option<&'a Gtids>,
     /// How many replicas that acknowledge were attached lately.
     pub(crate) attached: u64,
     /// What its server had executed, as last told while it could be written to.
@@ -844,7 +846,11 @@ impl Handover {
                 .or_else(|| self.forces(to.host()).then(|| "it was promoted by --force".to_owned()));
             let ahead = if short.is_some() { ahead_of(scene, to.host()) } else { Vec::new() };
             let from = self.wrote_last(scene).cloned();
-            let why = short.or_else(|| unsecured(scene, from.as_ref()?, self.failed_at, turn.cluster));
+            let why = short.or_else(|| {
+                let from = from.as_ref()?;
+                let why = unsecured(scene, from, self.failed_at, turn.cluster);
+                why.or_else(|| lacks_unwaited(scene, from, to.host()))
+            });
             let acknowledged = why.map_or(Acknowledged::None, |why| Acknowledged::Perhaps { why });
             turn.events.push(Event::FailedOver { from, to: to.host().clone(), acknowledged, ahead });
         }

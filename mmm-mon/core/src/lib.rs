@@ -786,6 +786,7 @@ impl Core {
                     rebuilt: rebuilt.contains(name) || host.facts.is_at_a_job(),
                     semisync: host.facts.semisync.as_ref(),
                     semisync_at: host.facts.semisync_at,
+                    waits_since: host.facts.waits_since(),
                     attached: host.facts.attached.0,
                     last_executed: host.facts.last_executed.as_ref(),
                     let_go: host.facts.has_let_go(ip, slot.state.epoch),

@@ -69,6 +69,10 @@ impl Core {
         let addresses: BTreeMap<IpAddr, AddressOrder> =
             spoken.map(|(ip, slot)| (*ip, slot.order_for(name, now))).collect();
         self.spoken.extend(addresses.keys());
+        let wait_for_replica = self.is_acknowledged(name);
+        if !wait_for_replica && let Some(host) = self.hosts.get_mut(name) {
+            host.facts.waits_for_nobody();
+        }
         let host = &self.hosts[name];
         Order {
             answers: anchor,
@@ -76,7 +80,7 @@ impl Core {
             state: host.status.state,
             addresses,
             replication: self.replication_for(name, host),
-            wait_for_replica: self.is_acknowledged(name),
+            wait_for_replica,
             task: self.handover.task_for(name, &self.config.cluster),
             job: self.job_for(name),
         }

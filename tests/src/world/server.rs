@@ -387,7 +387,8 @@ impl World {
         let fetches = |n: &HostName, h: &SimHost| {
             is_master(n) && h.server.io && h.server.source.as_ref() == Some(name) && self.source_answers(n)
         };
-        let replicas = self.hosts.iter().filter(|(n, h)| *n != name && fetches(n, h)).count() as u64;
+        let attached = |n: &HostName, h: &SimHost| fetches(n, h) || self.attached.contains(n);
+        let replicas = self.hosts.iter().filter(|(n, h)| *n != name && attached(n, h)).count() as u64;
         self.semisync.then(|| SemiSync {
             source: writes,
             waits: writes && self.now < self.hosts[name].server.waits_until,
