@@ -20,23 +20,24 @@ impl Epochs {
     pub(super) fn look(&mut self, world: &World) -> Result<(), String> {
         for (name, host) in &world.hosts {
             let Some(saved) = &host.saved else { continue };
-            forward(&format!("the last task on the disk of {name}"), newest(&mut self.tasks, name), saved.task)?;
+            forward(|| format!("the last task on the disk of {name}"), newest(&mut self.tasks, name), saved.task)?;
             if !self.agents.contains_key(name) {
                 self.agents.insert(name.clone(), BTreeMap::new());
             }
             let Some(addresses) = self.agents.get_mut(name) else { continue };
             for (ip, address) in &saved.addresses {
                 let before = addresses.entry(*ip).or_default();
-                forward_of(ip, &format!("on the disk of {name}"), before, address.seen)?;
+                forward(|| format!("the epoch of {ip} on the disk of {name}"), before, address.seen)?;
             }
         }
         if world.seen.iter().any(|seen| matches!(seen, Seen::MonitorDiskReplaced)) {
             (self.slots, self.monitor) = (BTreeMap::new(), Epoch(0));
         }
         if let Some((saved, _)) = &world.saved {
-            forward("the last epoch on the monitor's disk", &mut self.monitor, saved.epoch)?;
+            forward(|| "the last epoch on the monitor's disk".to_owned(), &mut self.monitor, saved.epoch)?;
             for (ip, slot) in &saved.slots {
-                forward_of(ip, "on the monitor's disk", self.slots.entry(*ip).or_default(), slot.epoch)?;
+                let before = self.slots.entry(*ip).or_default();
+                forward(|| format!("the epoch of {ip} on the monitor's disk"), before, slot.epoch)?;
             }
         }
         Ok(())
@@ -50,13 +51,10 @@ fn newest<'m>(epochs: &'m mut BTreeMap<HostName, Epoch>, name: &HostName) -> &'m
     epochs.get_mut(name).expect("it was put there")
 }
 
-fn forward_of(ip: &IpAddr, whose: &str, before: &mut Epoch, now: Epoch) -> Result<(), String> {
-    if now < *before { forward(&format!("the epoch of {ip} {whose}"), before, now) } else { forward("", before, now) }
-}
-
-fn forward(what: &str, before: &mut Epoch, now: Epoch) -> Result<(), String> {
+/// `what` is put into words only when it is wrong: this is looked at after every event.
+fn forward(what: impl FnOnce() -> String, before: &mut Epoch, now: Epoch) -> Result<(), String> {
     if now < *before {
-        return Err(format!("EPOCH GOES BACK: {what} was {before} and is {now}"));
+        return Err(format!("EPOCH GOES BACK: {} was {before} and is {now}", what()));
     }
     *before = now;
     Ok(())
