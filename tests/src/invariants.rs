@@ -65,6 +65,8 @@ pub(crate) enum Seen {
         fresh: bool,
         at: Millis,
     },
+    /// Something was written to a disk.
+    Saved,
     MonitorDiskReplaced,
 }
 

@@ -128,7 +128,7 @@ impl Ledger {
                         promised_until: page.promised_until,
                     });
                 }
-                Seen::MonitorDiskReplaced => {}
+                Seen::Saved | Seen::MonitorDiskReplaced => {}
             }
         }
     }

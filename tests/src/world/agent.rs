@@ -257,7 +257,10 @@ impl World {
         let Some(host) = self.hosts.get_mut(name) else { return };
         let at = host.clock.shows(self.now);
         match output {
-            AgentOutput::Persist(saved) => host.saved = Some(saved),
+            AgentOutput::Persist(saved) => {
+                host.saved = Some(saved);
+                self.seen.push(Seen::Saved);
+            }
             AgentOutput::LookUp { asked } => {
                 inputs.push_back(AgentInput::Kernel { asked, present: host.kernel.keys().copied().collect() });
             }

@@ -162,6 +162,7 @@ impl World {
                 MonOutput::Persist(snapshot) => {
                     self.saves += 1;
                     self.saved = Some((*snapshot, self.now));
+                    self.seen.push(Seen::Saved);
                 }
                 MonOutput::Send { host, order } => {
                     let ms = self.delivery(&host, true);
