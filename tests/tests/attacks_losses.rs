@@ -210,7 +210,7 @@ fn rows_of_a_writer_without_a_replica_to_acknowledge_are_not_called_unacknowledg
     shows(&mut w, "transactions that the active master db2 lacks (lost");
 }
 
-/// Found by the chaos campaign, seed 4002: nobody was promoted before an operator's --force.
+/// Found by the chaos campaign, seed 4001: nobody was promoted before an operator's --force.
 #[test]
 fn who_alone_can_have_acknowledged_is_promoted_though_its_agent_was_away_for_long() {
     let mut w = cluster();

@@ -146,12 +146,15 @@ impl Gathering {
     }
 
     /// Whoever has acknowledged a commit, one of these has it: too few others could have. So it does not matter that this
-    /// monitor has not seen them fetching until the end, because it was restarted, or an agent was.
+    /// monitor has not seen them fetching until the end, because it was restarted, or an agent was. Of what the old master
+    /// had in its last report nothing may be lacking: that had waited for nobody knows how long, and may have stopped
+    /// before the lease was over.
     fn has_every_acknowledged(&self, mine: Option<&Gtids>, asked: impl Fn(&HostName) -> bool) -> bool {
         let others = self.acknowledging.iter().filter(|host| !asked(host)).count() as u64;
+        let has = |theirs: &Gtids| mine.is_none_or(|mine| mine.missing(theirs) == Some(0));
         self.copies
             .as_ref()
-            .is_some_and(|(copies, since)| others < *copies && mine.is_none_or(|mine| mine.missing(since) == Some(0)))
+            .is_some_and(|(copies, since)| others < *copies && has(since) && self.old.as_ref().is_some_and(has))
     }
 
     pub(crate) fn fetching(mut self, from: &HostName) -> Self {
@@ -349,12 +352,19 @@ pub(crate) fn unsecured(
     }
 }
 
-/// What the old master wrote before its commits waited for a replica, and the new one lacks: clients were told of it.
+/// What the old master wrote before its commits waited for a replica, and the new one lacks: clients were told of it. They
+/// may have been told of what the old one had in its last report, too: that may have waited for its whole time.
 pub(crate) fn lacks_unwaited(scene: &Scene<'_>, from: &HostName, to: &HostName) -> Option<String> {
-    let since = scene.hosts.get(from)?.waits_since?;
+    let host = scene.hosts.get(from)?;
+    let since = host.waits_since?;
     let mine = scene.hosts.get(to)?.report?.server.executed.as_ref();
     match mine.and_then(|mine| mine.missing(since)) {
-        Some(0) => None,
+        Some(0) => {
+            let n = mine.zip(host.last_executed).and_then(|(mine, old)| mine.missing(old)).filter(|n| *n > 0)?;
+            Some(format!(
+                "{to} lacks {n} transactions that {from} had when it was last heard of: they may have stopped waiting"
+            ))
+        }
         Some(n) => Some(format!("{to} lacks {n} transactions from before commits on {from} waited for a replica")),
         None => Some(format!("what {to} has of {from} is not known")),
     }

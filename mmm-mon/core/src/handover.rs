@@ -87,6 +87,10 @@ pub(crate) struct Handover {
     short_of: Option<String>,
     /// The target had applied everything of the old master's when it took over.
     in_step: bool,
+    /// The order by which the old master opens again after a move that has failed.
+    pub(crate) reopening: Option<Epoch>,
+    /// Why the new writer has not opened for so long.
+    not_open: Option<String>,
     /// When a preference moved the writer, within flap_duration: a host that comes and goes must not take it to and fro.
     pub(crate) preferred_moves: Vec<Millis>,
     /// Somebody had asked for the move that is under way.
@@ -107,6 +111,8 @@ pub(crate) struct HostView<'a> {
     pub(crate) silent: bool,
     /// An operator has set it offline.
     pub(crate) offline: bool,
+    /// It holds the writer, is closed for a move that has failed, and does not hear that it is to open again.
+    pub(crate) closed: bool,
     /// When its last report came.
     pub(crate) heard: Millis,
     /// Its agent says that its server has ended or hangs.
@@ -189,6 +195,8 @@ impl Handover {
             failed_at: None,
             short_of: None,
             in_step: false,
+            reopening: None,
+            not_open: None,
             preferred_moves,
             asked_for: false,
             paused_until: now,
@@ -263,13 +271,25 @@ impl Handover {
     pub(crate) fn suspend(&mut self, turn: &mut Turn<'_>, why: &str) {
         match self.phase {
             Phase::Nearing { .. } | Phase::Quiescing { .. } | Phase::CatchingUp { .. } => self.fail(None, why, turn),
-            Phase::Settled
-            | Phase::Fencing { .. }
+            Phase::Settled => self.undo_unfinished(turn),
+            Phase::Fencing { .. }
             | Phase::Draining { .. }
             | Phase::Gathering { .. }
             | Phase::Fetching { .. }
-            | Phase::Holding { .. }
-            | Phase::Opening { .. } => {}
+            | Phase::Holding { .. } => {
+                let text = format!("nobody has it, and it is given to nobody now: {why}");
+                self.answer(Err(text.clone()), turn);
+                turn.waits(text);
+            }
+            Phase::Opening { .. } => {}
+        }
+    }
+
+    /// A monitor that restarted in the middle of a planned move: whatever comes next, the holder does not wait for it closed.
+    fn undo_unfinished(&mut self, turn: &mut Turn<'_>) {
+        if turn.slot.state.holder.is_some() && !turn.slot.state.write {
+            self.reopening = Some(turn.rewrite(true));
+            turn.decided("An unfinished move is undone: the holder writes again".to_owned());
         }
     }
 
@@ -422,7 +442,10 @@ impl Handover {
                         let forced = self.forces(to.host());
                         self.incomplete(scene, to, (why, of), forced, turn);
                     }
-                    Next::Grant => self.grant(scene, &to, turn),
+                    Next::Grant => match self.asks_for_told(scene, to.host(), turn) {
+                        Some(why) => self.hold(now, to, (why, None), turn),
+                        None => self.grant(scene, &to, turn),
+                    },
                     Next::Again(back) => {
                         turn.decided(format!("{back} is back and is asked too"));
                         self.phase = Phase::Fencing { to, in_step: false };
@@ -504,7 +527,7 @@ impl Handover {
                 } else if now.since(since) >= OPEN_WITHIN {
                     let troubles =
                         scene.hosts.get(&to).and_then(|h| h.report).map(|r| r.troubles.join("; ")).unwrap_or_default();
-                    turn.decided(format!("{to} has the role but has not opened yet: {troubles}"));
+                    let text = format!("{to} has the role but has not opened yet: {troubles}");
                     self.answer(
                         Err(format!("{to} has the role but has not opened within {OPEN_WITHIN:?}: {troubles}")),
                         turn,
@@ -512,9 +535,18 @@ impl Handover {
                     // lessons.md 3: a master that cannot be opened does not keep the role while another could have it.
                     // But one that does not say so itself may be open without our knowing.
                     match other_candidate(scene, turn.cluster, &to).filter(|_| is_closed(scene, &to, turn.slot)) {
-                        Some(other) => self.go_elsewhere(scene, &to, other, turn),
-                        None => self.phase = Phase::Opening { to, since: now },
+                        Some(other) => {
+                            turn.decided(text);
+                            self.go_elsewhere(scene, &to, other, turn);
+                        }
+                        None => {
+                            self.not_open = Some(text);
+                            self.phase = Phase::Opening { to, since: now };
+                        }
                     }
+                }
+                if let (Phase::Opening { .. }, Some(text)) = (&self.phase, &self.not_open) {
+                    turn.waits(text.clone());
                 }
             }
         }
@@ -540,6 +572,7 @@ impl Handover {
     fn begin(&mut self, scene: &Scene<'_>, turn: &mut Turn<'_>) {
         let now = scene.now;
         let holder = turn.slot.state.holder.clone();
+        self.not_open = None;
         if let Some(to) = holder.as_ref().filter(|h| scene.active != Some(h)) {
             // Given away, and nobody was here to see it open (the monitor restarted, or its agent did): it may have written.
             self.writers.find(to);
@@ -551,12 +584,8 @@ impl Handover {
                 return;
             }
         }
+        self.undo_unfinished(turn);
         if scene.wish.stays {
-            if holder.is_some() && !turn.slot.state.write {
-                // A monitor that restarted in the middle of a planned move.
-                turn.rewrite(true);
-                turn.decided("An unfinished move is undone: the holder writes again".to_owned());
-            }
             if let Some(request) = self.request.take() {
                 let why = "the host asked for can not take the role (any more)".to_owned();
                 turn.events.push(Event::Answer(request, Err(why)));
@@ -630,7 +659,7 @@ impl Handover {
         scene.hosts.get(from).is_some_and(|h| {
             let behind =
                 h.report.and_then(|r| r.addresses.get(&scene.address)).is_some_and(|a| a.present && a.seen < epoch);
-            let asked = self.request.is_some() || h.offline;
+            let asked = self.request.is_some() || h.offline || h.closed;
             let away = !h.agent_answers && (!h.silent || !asked);
             h.may_hold && !h.server_gone && (away || (h.agent_answers && behind))
         })
@@ -796,6 +825,14 @@ impl Handover {
             .then(|| format!("require_semisync is set, and {why}: acknowledged writes of {from} may be lost"))
     }
 
+    /// The same, once it is known what the candidate has.
+    fn asks_for_told(&self, scene: &Scene<'_>, to: &HostName, turn: &Turn<'_>) -> Option<String> {
+        let from = self.wrote_last(scene).filter(|from| *from != to)?;
+        let why = lacks_unwaited(scene, from, to)?;
+        (turn.cluster.require_semisync && !self.asked_for && !self.forces(to))
+            .then(|| format!("require_semisync is set, and {why}: acknowledged writes of {from} may be lost"))
+    }
+
     fn drain_failed(&mut self, scene: &Scene<'_>, to: Eligible, why: String, turn: &mut Turn<'_>) {
         let anyway = self.forces(to.host()) || turn.cluster.on_drain_timeout == OnDrainTimeout::Promote;
         let why = format!("it could not apply everything it has received: {why}");
@@ -836,6 +873,7 @@ impl Handover {
             return;
         };
         let (epoch, granters) = (turn.next(), turn.granters(to.host()));
+        (self.not_open, self.reopening) = (None, None);
         turn.slot.grant(proof, epoch, granters, true);
         self.writers.give(to.host(), scene.now, self.short_of.is_some() || self.forces(to.host()));
         turn.decided(format!("The writer is given to {} ({})", to.host(), self.why));
@@ -891,7 +929,7 @@ impl Handover {
     /// Goes back: the old master writes again. `again_from`: no automatic try for a while from then.
     fn fail(&mut self, again_from: Option<Millis>, why: &str, turn: &mut Turn<'_>) {
         if turn.slot.state.holder.is_some() && !turn.slot.state.write {
-            turn.rewrite(true);
+            self.reopening = Some(turn.rewrite(true));
         }
         turn.decided(format!("The move of the writer has failed, {} writes on: {why}", self.old_master()));
         if let Some(now) = again_from {

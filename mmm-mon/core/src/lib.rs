@@ -194,7 +194,7 @@ impl Core {
             // 3 and 4
             self.place_roles(now, out);
             self.choose_granters(now, out);
-        } else if !self.handover.is_settled() {
+        } else {
             self.suspend_handover(now, out);
         }
         for (ip, slot) in &self.slots {
@@ -620,6 +620,9 @@ impl Core {
                 role.ips.iter().filter_map(|ip| self.slots.get(ip).map(|s| (*ip, s.state.holder.clone()))).collect();
             let is_writer = name == self.config.cluster.active_master_role && role.mode == RoleMode::Exclusive;
             let candidates = if is_writer { self.candidates(now, &role.hosts, &eligible) } else { eligible.clone() };
+            // Who was closed for a move that failed, and cannot be told to open again, holds the address for nothing.
+            let closed = self.closed_for_nothing(now).filter(|_| is_writer);
+            let keeping: BTreeSet<HostName> = keeping.iter().filter(|h| Some(*h) != closed.as_ref()).cloned().collect();
             let standing = Standing {
                 mode: self.mode,
                 eligible: &candidates,
@@ -641,6 +644,16 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// The holder is at work, as its peers say, was closed for a move that has failed, and has not been heard since it was
+    /// told to open again.
+    fn closed_for_nothing(&self, now: Millis) -> Option<HostName> {
+        let (ip, holder) = (self.writer_ip()?, self.writer_holder()?);
+        let told = self.handover.reopening.filter(|_| self.handover.is_settled() && self.is_silent(now, holder))?;
+        let report = self.hosts.get(holder)?.facts.report.as_ref();
+        let heard = report.and_then(|r| r.addresses.get(&ip)).is_some_and(|a| a.seen >= told);
+        (!heard).then(|| holder.clone())
     }
 
     /// Where no host of the role is ONLINE, one whose replication is late or broken may be promoted as well, once it has
@@ -756,6 +769,7 @@ impl Core {
         let answering: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.agent_answers(now, h)).cloned().collect();
         let may_hold: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.agent_may_hold(now, h)).cloned().collect();
         let rebuilt: BTreeSet<HostName> = self.hosts.keys().filter(|h| self.is_rebuilt(h)).cloned().collect();
+        let closed = self.closed_for_nothing(now);
         let Core { hosts, config, handover, slots, epoch, active, .. } = self;
         let Some(slot) = slots.get_mut(&ip) else { return };
         let extending = slot.extending();
@@ -770,6 +784,7 @@ impl Core {
                     may_hold: may_hold.contains(name),
                     silent: silent.contains(name),
                     offline: host.status.state == HostState::AdminOffline,
+                    closed: closed.as_ref() == Some(name),
                     heard: host.facts.heard,
                     server_gone: host.facts.gone.is_some(),
                     last_alive: host.facts.last_alive(if slot.state.holder.as_ref() == Some(name) {
