@@ -55,6 +55,20 @@ fn server(writing: Writing) -> ServerReport {
     ServerReport { life: Life::Alive, writing, executed: None, replication: None, semisync: None }
 }
 
+/// Of a closed server that has this source.
+fn replicating(source: &str, io_running: bool, sql_running: bool) -> ServerReport {
+    let replication = ReplicationReport {
+        source: source.into(),
+        port: 3306,
+        io_running,
+        sql_running,
+        received: None,
+        behind_ms: None,
+        error: String::new(),
+    };
+    ServerReport { replication: Some(replication), ..server(Writing::ReadOnly) }
+}
+
 impl Agent {
     fn new(saved: Option<Saved>, boot: u64) -> Agent {
         let core = Core::new(&config(), saved, Boot(boot), "machine".into(), Millis(10_000));
@@ -380,44 +394,20 @@ fn quiescing_has_charge_of_read_only_only_while_its_order_runs() {
 #[test]
 fn replication_is_pointed_where_ordered_and_an_operators_stop_is_respected() {
     let mut a = Agent::new(None, 1);
-    let replicating = |source: &str, io| ServerReport {
-        replication: Some(ReplicationReport {
-            source: source.into(),
-            port: 3306,
-            io_running: io,
-            sql_running: true,
-            received: None,
-            behind_ms: None,
-            error: String::new(),
-        }),
-        ..server(Writing::ReadOnly)
-    };
     let follow = |a: &Agent| Order { replication: ReplicationOrder::Follow { host: "db2".into() }, ..a.order(&[]) };
-    a.give(Input::Server(replicating("10.0.0.13", true)));
+    a.give(Input::Server(replicating("10.0.0.13", true, true)));
     let order = follow(&a);
     a.give(Input::Order(order));
     assert_eq!(a.did(), "follow db2");
-    a.give(Input::Server(replicating("10.0.0.12", true)));
+    a.give(Input::Server(replicating("10.0.0.12", true, true)));
     a.give(Input::Done { step: Step::Follow { host: "db2".into() }, result: Ok(()) });
-    a.give(Input::Server(replicating("10.0.0.12", false)));
+    a.give(Input::Server(replicating("10.0.0.12", false, true)));
     a.after(1_000);
     assert_eq!(a.did(), "", "somebody stopped it; it is not ours to start");
 }
 
 #[test]
 fn what_a_follow_that_failed_has_stopped_is_started_again_and_nothing_else() {
-    let replicating = |source: &str, io, sql| ServerReport {
-        replication: Some(ReplicationReport {
-            source: source.into(),
-            port: 3306,
-            io_running: io,
-            sql_running: sql,
-            received: None,
-            behind_ms: None,
-            error: String::new(),
-        }),
-        ..server(Writing::ReadOnly)
-    };
     // Both threads: the change was late. One: that one has an error, or an operator at work.
     for (io, sql, did) in [(false, false, "follow db2"), (true, false, ""), (false, true, "")] {
         let mut a = Agent::new(None, 1);
@@ -437,31 +427,19 @@ fn what_a_follow_that_failed_has_stopped_is_started_again_and_nothing_else() {
 #[test]
 fn a_detach_that_a_drain_was_in_the_way_of_is_done_after_it() {
     let mut a = Agent::new(None, 1);
-    let replicating = |io| ServerReport {
-        replication: Some(ReplicationReport {
-            source: "10.0.0.12".into(),
-            port: 3306,
-            io_running: io,
-            sql_running: true,
-            received: None,
-            behind_ms: None,
-            error: String::new(),
-        }),
-        ..server(Writing::ReadOnly)
-    };
-    a.give(Input::Server(replicating(true)));
+    a.give(Input::Server(replicating("10.0.0.12", true, true)));
     let drain = Task { id: Epoch(9), work: Work::Drain { timeout_ms: 30_000 } };
     let order = Order { task: Some(drain), replication: ReplicationOrder::Detached, ..a.order(&[]) };
     a.give(Input::Order(order));
     assert_eq!(a.did(), "save, task 9, detach");
     a.give(Input::Done { step: Step::Detach, result: Err("another change is under way".into()) });
-    a.give(Input::Server(replicating(false)));
+    a.give(Input::Server(replicating("10.0.0.12", false, true)));
     a.after(5_000);
     assert_eq!(a.did(), "");
     a.give(Input::TaskDone { id: Epoch(9), outcome: TaskOutcome::Done { position: None } });
     assert_eq!(a.did(), "detach");
     a.give(Input::Done { step: Step::Detach, result: Ok(()) });
-    a.give(Input::Server(replicating(false)));
+    a.give(Input::Server(replicating("10.0.0.12", false, true)));
     a.after(5_000);
     assert_eq!(a.did(), "", "no more than once");
 }
@@ -470,18 +448,6 @@ fn a_detach_that_a_drain_was_in_the_way_of_is_done_after_it() {
 #[test]
 fn a_follow_that_ends_after_a_drain_began_is_done_again_when_ordered() {
     let mut a = Agent::new(None, 1);
-    let replicating = |io| ServerReport {
-        replication: Some(ReplicationReport {
-            source: "10.0.0.12".into(),
-            port: 3306,
-            io_running: io,
-            sql_running: true,
-            received: None,
-            behind_ms: None,
-            error: String::new(),
-        }),
-        ..server(Writing::ReadOnly)
-    };
     let follow = |a: &Agent| Order { replication: ReplicationOrder::Follow { host: "db2".into() }, ..a.order(&[]) };
     let order = follow(&a);
     a.give(Input::Order(order));
@@ -490,9 +456,9 @@ fn a_follow_that_ends_after_a_drain_began_is_done_again_when_ordered() {
     let order = Order { task: Some(drain), ..a.order(&[]) };
     a.give(Input::Order(order));
     assert_eq!(a.did(), "save, task 9");
-    a.give(Input::Server(replicating(true)));
+    a.give(Input::Server(replicating("10.0.0.12", true, true)));
     a.give(Input::Done { step: Step::Follow { host: "db2".into() }, result: Ok(()) });
-    a.give(Input::Server(replicating(false)));
+    a.give(Input::Server(replicating("10.0.0.12", false, true)));
     a.give(Input::TaskDone { id: Epoch(9), outcome: TaskOutcome::Done { position: None } });
     a.after(5_000);
     assert_eq!(a.did(), "");
