@@ -11,6 +11,7 @@ mod arp;
 mod clock;
 mod disk;
 mod examine;
+mod guard;
 mod jobs;
 mod lines;
 mod monitor_link;
