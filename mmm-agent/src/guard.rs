@@ -60,8 +60,7 @@ impl Guard {
     pub(crate) async fn begin(addresses: &BTreeSet<IpAddr>) -> Result<Guard, String> {
         let alone = alone()?;
         let kernel = Kernel::open().map_err(|e| in_words("open a netlink socket to nf_tables", &e))?;
-        let guard =
-            Guard { kernel, addresses: addresses.clone(), armed: BTreeMap::new(), stays: false, _alone: alone };
+        let guard = Guard { kernel, addresses: addresses.clone(), armed: BTreeMap::new(), stays: false, _alone: alone };
         let proofs: Vec<IpAddr> = proof::FOR.into_iter().filter(|proof| guard.has_family_of(*proof)).collect();
         let with_proofs = addresses.iter().chain(&proofs).copied().collect();
         table::put_up(&guard.kernel, &with_proofs).map_err(|e| in_words("make the guard's tables", &e))?;
@@ -88,15 +87,19 @@ impl Guard {
     /// The lease has ended, and then the address is closed; or the kernel refused, and then what it was allowed before
     /// runs on to its own end.
     pub(crate) fn allow_until(&mut self, ip: IpAddr, until: Millis) -> Result<(), String> {
+        self.arm(ip, until, clock::now)
+    }
+
+    fn arm(&mut self, ip: IpAddr, until: Millis, mut now: impl FnMut() -> Millis) -> Result<(), String> {
         // What is taken off because the last try took so long; the kernel counts from some moment within the try.
         let mut off = Duration::ZERO;
         for _ in 0..TRIES {
-            let start = clock::now();
+            let start = now();
             // The clock's milliseconds are rounded down, so up to one of them has passed already.
             let rest = until.since(start).saturating_sub(off + Duration::from_millis(1));
             let Some(rest_ms) = u64::try_from(rest.as_millis()).ok().and_then(NonZeroU64::new) else { break };
             self.set(ip, Some(rest_ms))?;
-            let took = clock::now().since(start);
+            let took = now().since(start);
             if took <= LATE + off {
                 self.armed.insert(ip, until);
                 return Ok(());
@@ -199,11 +202,12 @@ impl Drop for Guard {
 /// however it ends, and is that of the network namespace, as the tables are.
 fn alone() -> Result<UnixDatagram, String> {
     let name = SocketAddr::from_abstract_name(table::TABLE);
-    name.and_then(|name| UnixDatagram::bind_addr(&name)).map_err(|e| match e.kind() {
-        io::ErrorKind::AddrInUse => {
+    name.and_then(|name| UnixDatagram::bind_addr(&name)).map_err(|e| {
+        if e.kind() == io::ErrorKind::AddrInUse {
             "another mmm_agentd guards its addresses in this network namespace; only one can".to_owned()
+        } else {
+            format!("taking the name '@{}' that keeps a second agent out: {e}", table::TABLE)
         }
-        _ => format!("taking the name '@{}' that keeps a second agent out: {e}", table::TABLE),
     })
 }
 

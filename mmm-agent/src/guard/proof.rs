@@ -50,9 +50,8 @@ pub(super) async fn prove(kernel: &Kernel, proof: IpAddr) -> Result<(), String> 
 }
 
 async fn try_it(kernel: &Kernel, proof: IpAddr) -> Result<(), String> {
-    let arm = |ms| {
-        table::set_alive(kernel, proof, NonZeroU64::new(ms)).map_err(|e| in_words(&format!("arm {proof}"), &e))
-    };
+    let arm =
+        |ms| table::set_alive(kernel, proof, NonZeroU64::new(ms)).map_err(|e| in_words(&format!("arm {proof}"), &e));
     expect(proof, false, "before it was allowed").await?;
     // Re-armed longer, and then shorter, than before: some kernels leave the timeout of what is there as it is.
     arm(SHORT_MS)?;

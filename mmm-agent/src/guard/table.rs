@@ -26,7 +26,7 @@
 //! The new holder's gratuitous ARP names the address as sender and as target. It must get in, or programs on this host
 //! would go on talking to the old holder: `announced4` has each address paired with itself. The kernel never answers
 //! such a one. Neighbour solicitations go to a multicast address, so their target is looked at; the advertisement that
-//! would answer them is stopped by `output` as well.
+//! would answer them is stopped by `output` as well, except one that is sent for somebody else (`proxy_ndp`).
 //!
 //! Frames of packet sockets (announcements, probes) pass no such chain in either direction.
 
@@ -34,6 +34,7 @@ use super::wire::{Attributes, Batch, Family, Kernel, Verb, attribute};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 
 /// Of both tables.
 pub(super) const TABLE: &str = "mmm_guard";
@@ -111,11 +112,20 @@ enum Part {
     /// ICMPv6 of this type.
     Icmpv6(u8),
     /// Bytes of the network header into the register.
-    Network { offset: u32, length: u32 },
+    Network {
+        offset: u32,
+        length: u32,
+    },
     /// The same into the second four bytes of the register, for a pair.
-    NetworkSecond { offset: u32, length: u32 },
+    NetworkSecond {
+        offset: u32,
+        length: u32,
+    },
     /// Bytes of the transport header into the register.
-    Transport { offset: u32, length: u32 },
+    Transport {
+        offset: u32,
+        length: u32,
+    },
     In(&'static str),
     NotIn(&'static str),
     Drop,
@@ -169,12 +179,12 @@ const CHAINS: [Chain; 4] = [
 /// Makes the tables, or takes over what is there: then the rules and `guarded` are replaced in the same moment, and
 /// what is alive stays so for its rest.
 pub(super) fn put_up(kernel: &Kernel, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
-    let owned = kernel.change(whole(addresses, Some(OWNED)));
+    let owned = put_up_as(kernel, addresses, Some(OWNED));
     // Kernels before 6.9 do not know it; tables that were made without it do not get it.
-    if owned.is_err() { kernel.change(whole(addresses, None)) } else { owned }
+    if owned.is_err() { put_up_as(kernel, addresses, None) } else { owned }
 }
 
-fn whole(addresses: &BTreeSet<IpAddr>, flags: Option<u32>) -> Batch {
+pub(super) fn put_up_as(kernel: &Kernel, addresses: &BTreeSet<IpAddr>, flags: Option<u32>) -> io::Result<()> {
     let mut batch = Batch::new();
     for family in [Family::Inet, Family::Arp] {
         batch.add(Verb::NewTable, family, |a| {
@@ -228,7 +238,7 @@ fn whole(addresses: &BTreeSet<IpAddr>, flags: Option<u32>) -> Batch {
             });
         }
     }
-    batch
+    kernel.change(batch)
 }
 
 const NF_DROP: u32 = 0;
@@ -329,11 +339,11 @@ fn elements(batch: &mut Batch, verb: Verb, set: &Set, ips: &BTreeSet<IpAddr>, ti
 ///
 /// Added, deleted and added again in one batch: deleting what is not there would fail, and adding what is there changes
 /// no timeout before kernel 6.12. A packet sees either the old elements or the new ones.
-pub(super) fn set_alive(kernel: &Kernel, ip: IpAddr, timeout_ms: Option<std::num::NonZeroU64>) -> io::Result<()> {
+pub(super) fn set_alive(kernel: &Kernel, ip: IpAddr, timeout_ms: Option<NonZeroU64>) -> io::Result<()> {
     let mut batch = Batch::new();
     let ips = BTreeSet::from([ip]);
     // Zero would mean: for ever.
-    let ms = timeout_ms.map_or(1000, std::num::NonZeroU64::get);
+    let ms = timeout_ms.map_or(1000, NonZeroU64::get);
     for set in SETS.iter().filter(|set| set.timeout && set.kind.element(ip).is_some()) {
         elements(&mut batch, Verb::NewElement, set, &ips, Some(ms));
         elements(&mut batch, Verb::DelElement, set, &ips, None);

@@ -105,8 +105,7 @@ async fn who_has(ip: IpAddr, wait: Duration) -> impl FnMut() -> bool {
         IpAddr::V4(ip) => (arp::arp_probe(mac, ip), 0x0806),
         IpAddr::V6(ip) => (arp::solicitation(mac, ip), 0x86dd),
     };
-    let socket =
-        nix::sys::socket::socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let socket = nix::sys::socket::socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).unwrap();
     let (mut mouth, mut ear) = arp::on_interface("eth0", link, socket, protocol, ms(5)).unwrap();
     move || {
         mouth.send_to(&question, None).unwrap().unwrap();
@@ -171,7 +170,7 @@ fn is_another_life() -> bool {
     let (ns, rest_ms) = task.split_once(' ').unwrap();
     inside(ns, async || {
         // Not by println, which the test harness may keep to itself.
-        let say = |what: String| writeln!(std::io::stdout(), "\n{what}").unwrap();
+        let say = |what: String| writeln!(io::stdout(), "\n{what}").unwrap();
         match Guard::begin(&BTreeSet::from([role(), role6()])).await {
             Err(why) => say(format!("refused: {why}")),
             Ok(mut guard) => {
@@ -191,6 +190,8 @@ fn is_another_life() -> bool {
 /// Another process with a guard, killed at the end.
 struct Life {
     child: Child,
+    /// Open to the end: the process complains when nobody reads what it says.
+    _lines: Box<dyn Iterator<Item = String>>,
     /// "armed: …" or "refused: …"
     said: String,
 }
@@ -208,7 +209,7 @@ impl Life {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let said = lines.find(|l| l.starts_with("armed: ") || l.starts_with("refused: "));
-        Life { child, said: said.expect("the other process ended without a word") }
+        Life { child, _lines: Box::new(lines), said: said.expect("the other process ended without a word") }
     }
 
     fn armed_at(&self) -> Millis {
@@ -309,7 +310,7 @@ fn the_answers_end_in_time_when_nothing_rearms_the_guard() {
         server.write_all(b"an answer that is late").unwrap();
         client.set_read_timeout(Some(ms(300))).unwrap();
         client.read(&mut [0; 1]).expect_err("nor does what was connected get an answer");
-        assert_eq!(guard.allow_until(role(), until).is_err(), true, "a lease that has ended is not armed");
+        guard.allow_until(role(), until).expect_err("a lease that has ended is not armed");
         assert!(!answers(&hosts, How::Ping, role()));
         // The lease comes back, and the connection with it: the tables have held packets back and done no more.
         guard.allow(role(), Duration::from_secs(60)).unwrap();
@@ -338,7 +339,8 @@ fn the_next_process_takes_over_what_is_armed_without_a_gap_and_without_making_it
     let until = life.armed_at() + ms(3000);
     std::thread::scope(|scope| {
         let hosts = &hosts;
-        let askers = [How::WhoHas, How::Ping].map(|how| scope.spawn(move || ask(hosts, how, role(), until + ms(100), ms(300))));
+        let askers =
+            [How::WhoHas, How::Ping].map(|how| scope.spawn(move || ask(hosts, how, role(), until + ms(100), ms(300))));
         let second = hosts.on_here(async || Guard::begin(&BTreeSet::from([role()])).await.map(|_| ()));
         assert!(second.unwrap_err().contains("another mmm_agentd"), "while the first one lives");
         drop(life);
@@ -369,10 +371,25 @@ fn other_tables_are_untouched_and_nothing_is_left() {
     let foreign = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(
         foreign.path(),
-        "table inet filter { set alive4 { type ipv4_addr; flags timeout; elements = { 192.0.2.1 } }
-           chain input { type filter hook input priority 0; policy accept; tcp dport 22 counter accept; } }
-         table arp filter { chain input { type filter hook input priority 0; policy accept; arp operation reply accept; } }
-         table ip nat { chain post { type nat hook postrouting priority 100; ip daddr 192.0.2.9 masquerade; } }",
+        "table inet filter {
+             set alive4 { type ipv4_addr; flags timeout; elements = { 192.0.2.1 } }
+             chain input {
+                 type filter hook input priority 0; policy accept;
+                 tcp dport 22 counter accept
+             }
+         }
+         table arp filter {
+             chain input {
+                 type filter hook input priority 0; policy accept;
+                 arp operation reply accept
+             }
+         }
+         table ip nat {
+             chain post {
+                 type nat hook postrouting priority 100;
+                 ip daddr 192.0.2.9 masquerade
+             }
+         }",
     )
     .unwrap();
     nft(here, &format!("-f {}", foreign.path().display()));
@@ -404,7 +421,10 @@ fn other_tables_are_untouched_and_nothing_is_left() {
         let guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
         drop(guard);
         assert_eq!(nft(here, "-a list ruleset"), before);
-        assert!(!ip(&format!("-n {here} -6 address show dev lo")).contains("100::"), "the address of the proof is gone");
+        assert!(
+            !ip(&format!("-n {here} -6 address show dev lo")).contains("100::"),
+            "the address of the proof is gone"
+        );
     });
 }
 
@@ -415,7 +435,10 @@ fn a_firewall_that_flushes_everything_opens_nothing_for_good() {
         let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
         guard.allow(role6(), Duration::from_secs(60)).unwrap();
         nft(&hosts.here, "flush ruleset");
-        // Kernels before 6.9 have lost the tables now.
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let version: Vec<u32> = release.split(['.', '-']).take(2).map(|n| n.parse().unwrap()).collect();
+        let lost = version < vec![6, 9];
+        assert_eq!(answers(&hosts, How::Ping, role()), lost, "kernels before 6.9 have lost the tables now");
         guard.allow(role(), Duration::from_secs(60)).unwrap();
         assert!(answers(&hosts, How::Ping, role()) && answers(&hosts, How::Ping, role6()));
         guard.deny(role()).unwrap();
@@ -427,6 +450,50 @@ fn a_firewall_that_flushes_everything_opens_nothing_for_good() {
         guard.deny(role()).unwrap();
         assert!(!answers(&hosts, How::Ping, role()), "made again");
         assert!(answers(&hosts, How::Ping, role6()), "with what was armed");
+        guard.leave();
+    });
+}
+
+#[test]
+fn tables_that_an_older_kernel_would_have_made_are_taken_over_and_made_again() {
+    let Some(hosts) = with_roles() else { return };
+    hosts.on_here(async || {
+        let roles = BTreeSet::from([role(), role6()]);
+        let until = clock::now() + Duration::from_secs(60);
+        let kernel = Kernel::open().unwrap();
+        table::put_up_as(&kernel, &roles, None).unwrap();
+        table::set_alive(&kernel, role(), NonZeroU64::new(60_000)).unwrap();
+        let mut guard = Guard::begin(&roles).await.unwrap();
+        assert!(answers(&hosts, How::Ping, role()) && !answers(&hosts, How::Ping, role6()));
+        guard.allow_until(role(), until).unwrap();
+        nft(&hosts.here, "flush ruleset");
+        assert!(answers(&hosts, How::Ping, role6()), "nobody owned them, so they are gone");
+        guard.deny(role6()).unwrap();
+        assert!(answers(&hosts, How::Ping, role()) && !answers(&hosts, How::Ping, role6()), "as before");
+        guard.leave();
+    });
+}
+
+#[test]
+fn a_process_that_was_stopped_while_arming_does_not_make_the_lease_longer() {
+    let Some(hosts) = with_roles() else { return };
+    hosts.on_here(async || {
+        let mut guard = Guard::begin(&BTreeSet::from([role()])).await.unwrap();
+        // What the clock shows before and after each try.
+        let mut arm = |shown: &[u64]| {
+            let start = clock::now();
+            let (until, mut shown) = (start + ms(60_000), shown.iter());
+            let armed = guard.arm(role(), until, || start + ms(*shown.next().expect("more tries than expected")));
+            (armed, nft(&hosts.here, "list set inet mmm_guard alive4"))
+        };
+        let (armed, shown) = arm(&[0, 10_000, 10_000, 10_001]);
+        armed.unwrap();
+        // 60 s, less the 10 s that have passed, less 10 s in case it happens again, less the clock's last digit.
+        // It ends on a tick of the kernel.
+        assert!(shown.contains("timeout 39s99"), "{shown}");
+        let (armed, shown) = arm(&[0, 61_000, 61_000]);
+        assert!(armed.unwrap_err().contains("the lease of 10.77.0.50 ended"));
+        assert!(!shown.contains("10.77.0.50"), "{shown}");
         guard.leave();
     });
 }
