@@ -552,7 +552,9 @@ fn arming_takes_far_less_than_a_millisecond() {
     let Some(hosts) = with_roles() else { return };
     hosts.on_here(async || {
         let many: BTreeSet<IpAddr> = (0..100).map(|n| IpAddr::from([10, 77, 1, n])).chain([role(), role6()]).collect();
+        let start = std::time::Instant::now();
         let mut guard = Guard::begin(&many).await.unwrap();
+        figure(&format!("begin, with {} addresses of both families: {:?}", many.len(), start.elapsed()));
         for (ip, name) in [(role(), "IPv4 (two tables)"), (role6(), "IPv6")] {
             let mut took: Vec<Duration> = (0..1000)
                 .map(|_| {
