@@ -11,8 +11,6 @@
 //! stopped again before it has looked at the clock, leaves an element that is too long by the first stop. Before
 //! kernel 6.9 a firewall's `flush ruleset` takes the tables away; the next `allow` makes them anew.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "the runtime does not call it yet"))]
-
 mod proof;
 mod table;
 #[cfg(test)]
@@ -76,16 +74,7 @@ impl Guard {
         Ok(guard)
     }
 
-    /// The address answers for so long from now, and not longer; whatever it was allowed before.
-    ///
-    /// # Errors
-    /// As [`Guard::allow_until`].
-    pub(crate) fn allow(&mut self, ip: IpAddr, rest: Duration) -> Result<(), String> {
-        self.allow_until(ip, clock::now() + rest)
-    }
-
-    /// The address answers until then and not longer, whatever it was allowed before. Better than [`Guard::allow`]:
-    /// the time since the caller has read the clock counts too.
+    /// The address answers until then and not longer, whatever it was allowed before.
     ///
     /// # Errors
     /// The lease has ended, and then the address is closed; or the kernel refused, and then what it was allowed before
@@ -200,6 +189,21 @@ impl Drop for Guard {
             tracing::warn!("{why}");
         }
     }
+}
+
+/// An earlier life of this agent had the guard, and its tables are still here.
+pub(crate) fn is_left() -> bool {
+    Kernel::open().is_ok_and(|kernel| table::are_there(&kernel))
+}
+
+/// For a life without the guard: role addresses that the tables hold back could never answer again. To be called when
+/// none is on this machine.
+///
+/// # Errors
+/// The kernel refused.
+pub(crate) fn clear_away() -> Result<(), String> {
+    let kernel = Kernel::open().map_err(|e| in_words("open a netlink socket to nf_tables", &e))?;
+    table::remove(&kernel).map_err(|e| in_words("remove the guard's tables", &e))
 }
 
 /// A second agent would take the first one's addresses out of the guard. The name is free again when the process ends,

@@ -33,6 +33,7 @@ use mmm_agent_core::Core;
 use mmm_agent_core::io::{Saved, SavedAddress};
 use mmm_common::config::parse::{self, Mistake};
 use mmm_common::config::{Agent as Config, Cluster, Host};
+use guard::Guard;
 use nix::sys::signal::{SigSet, Signal as UnixSignal};
 use runtime::{Ending, Inbox, Runtime, Signal};
 use std::collections::BTreeSet;
@@ -78,7 +79,7 @@ fn main() -> ExitCode {
     let span = tracing::info_span!("agent", host = %config.this);
     let _host = span.enter();
     match run(config, &arguments.config) {
-        Ok(Ending::Stop) => {
+        Ok(Ending::Stop | Ending::Kept) => {
             tracing::info!("ended");
             ExitCode::SUCCESS
         }
@@ -171,6 +172,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
         remove_endless(&addresses, saved).await?;
     }
     let saved = with_marked(saved, addresses.marked(&roles).await?);
+    let guard = put_up_guard(config, &addresses, &roles, saved.as_ref()).await?;
     let (changes, kernel) = mpsc::unbounded_channel();
     netlink::watch(&host.cluster_interface, roles.clone(), changes)?;
     let (inputs, database) = mpsc::unbounded_channel();
@@ -194,13 +196,14 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
         host.cluster_interface
     );
     Runtime {
-        core: Core::new(config, saved, boot, machine_boot, clock::now()),
+        core: Core::new(config, saved, boot, machine_boot, guard.is_some(), clock::now()),
         disk,
         roles,
         announcer: arp::Announcer::new(addresses.clone()),
         prober,
         refusing: Default::default(),
         addresses,
+        guard,
         link,
         peers,
         server: Box::new(move |step| server.queue(step)),
@@ -212,6 +215,45 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     }
     .run()
     .await
+}
+
+/// The exact guard, if it is wanted and works here. Without it addresses of a life that had it are given up: their leases
+/// are waited out for less time than the kernel takes to remove them.
+async fn put_up_guard(
+    config: &Config,
+    addresses: &netlink::Addresses,
+    roles: &BTreeSet<IpAddr>,
+    saved: Option<&Saved>,
+) -> anyhow::Result<Option<Guard>> {
+    // One that has left the configuration may still be here.
+    let known = saved.iter().flat_map(|s| s.addresses.keys());
+    let all: BTreeSet<IpAddr> = roles.iter().chain(known).copied().collect();
+    let why = if config.exact_guard {
+        match Guard::begin(&all).await {
+            Ok(guard) => {
+                tracing::info!("the exact guard is up: role addresses answer until their leases end, and not longer");
+                return Ok(Some(guard));
+            }
+            Err(why) => why,
+        }
+    } else {
+        "exact_guard is false".to_owned()
+    };
+    let lease = config.cluster.lease_ttl;
+    if lease < Cluster::SHORTEST_UNGUARDED_TTL {
+        bail!("lease_ttl is {lease:?}, which needs the exact guard: {why}. Or make lease_ttl 3s or longer on all hosts");
+    }
+    tracing::warn!("there is no exact guard, so a failover from a silent host waits 1.3 s longer: {why}");
+    if saved.is_some_and(|s| s.guarded) || guard::is_left() {
+        for ip in addresses.marked(&all).await? {
+            tracing::warn!(%ip, "role address was left by a process with the exact guard, and is given up without it");
+            addresses.remove(ip).await?;
+        }
+        if let Err(why) = guard::clear_away() {
+            tracing::warn!("{why}");
+        }
+    }
+    Ok(None)
 }
 
 /// For jobs, which may only touch the data of a host that holds nothing.

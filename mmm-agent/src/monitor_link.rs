@@ -595,6 +595,7 @@ mod tests {
             vouched: BTreeMap::new(),
             conflicts: BTreeMap::new(),
             machine_boot: "m".to_owned(),
+            guarded: false,
             leaving: false,
         })
     }
@@ -793,11 +794,11 @@ mod tests {
 
     fn request(seq: u64) -> VouchRequest {
         let addresses = BTreeMap::from([([10, 0, 0, 50].into(), Epoch(5))]);
-        VouchRequest { anchor: Anchor { boot: Boot(9), seq }, lease_ttl_ms: 3000, addresses }
+        VouchRequest { anchor: Anchor { boot: Boot(9), seq }, lease_ttl_ms: 3000, guarded: false, addresses }
     }
 
     fn answer(seq: u64) -> VouchAnswer {
-        let VouchRequest { anchor, lease_ttl_ms, addresses } = request(seq);
+        let VouchRequest { anchor, lease_ttl_ms, guarded: _, addresses } = request(seq);
         VouchAnswer { anchor, lease_ttl_ms, vouched: addresses, refused: BTreeMap::new() }
     }
 

@@ -377,11 +377,11 @@ mod tests {
 
     fn request(seq: u64) -> VouchRequest {
         let addresses = BTreeMap::from([(ROLE.parse().unwrap(), Epoch(5))]);
-        VouchRequest { anchor: Anchor { boot: Boot(9), seq }, lease_ttl_ms: 3000, addresses }
+        VouchRequest { anchor: Anchor { boot: Boot(9), seq }, lease_ttl_ms: 3000, guarded: false, addresses }
     }
 
     fn answer(seq: u64) -> VouchAnswer {
-        let VouchRequest { anchor, lease_ttl_ms, addresses } = request(seq);
+        let VouchRequest { anchor, lease_ttl_ms, guarded: _, addresses } = request(seq);
         VouchAnswer { anchor, lease_ttl_ms, vouched: addresses, refused: BTreeMap::new() }
     }
 

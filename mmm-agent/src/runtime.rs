@@ -7,6 +7,7 @@
 use crate::arp::Announcer;
 use crate::clock::{self, Alarm};
 use crate::disk::Disk;
+use crate::guard::Guard;
 use crate::monitor_link::MonitorLink;
 use crate::netlink::{Addresses, Change};
 use crate::peers::Peers;
@@ -87,6 +88,8 @@ pub(crate) enum Signal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     Stop,
+    /// Everything was left as it is, for the next process.
+    Kept,
     /// Start anew with the configuration as it is on disk now.
     Restart,
 }
@@ -97,6 +100,8 @@ pub(crate) struct Runtime<C, D> {
     /// Role addresses of the configuration.
     pub(crate) roles: BTreeSet<IpAddr>,
     pub(crate) addresses: Addresses,
+    /// None: what ends a lease is the address's lifetime.
+    pub(crate) guard: Option<Guard>,
     pub(crate) announcer: Announcer,
     pub(crate) prober: Prober,
     /// Addresses that were here a moment ago.
@@ -166,6 +171,17 @@ impl<C: Decide, D: Save> Runtime<C, D> {
     /// addresses are left then leave by the kernel's hand.
     pub(crate) async fn run(mut self) -> anyhow::Result<Ending> {
         let ending = self.rounds().await;
+        match (&ending, self.guard.take()) {
+            (Ok(Ending::Stop), Some(guard)) => {
+                if let Err(why) = guard.end() {
+                    tracing::warn!("{why}");
+                }
+            }
+            (Ok(Ending::Kept | Ending::Restart), Some(guard)) => guard.leave(),
+            // Its end keeps closed what is still here.
+            (Err(_), Some(guard)) => drop(guard),
+            (_, None) => {}
+        }
         self.link.close().await;
         ending
     }
@@ -282,6 +298,10 @@ impl<C: Decide, D: Save> Runtime<C, D> {
     async fn carry_out(&mut self, step: Step) -> Option<Input> {
         let result = match step {
             Step::Address { ip, lifetime_s, until } => self.add(ip, lifetime_s, until, clock::now).await,
+            Step::Allow { ip, until } => match &mut self.guard {
+                Some(guard) => guard.allow_until(ip, until),
+                None => Err("this agent has no exact guard".to_owned()),
+            },
             Step::Probe { ip } => {
                 self.prober.probe(ip);
                 return None;
@@ -318,12 +338,16 @@ impl<C: Decide, D: Save> Runtime<C, D> {
         if rest.is_zero() {
             return Err("the lease has ended before the address could be added".to_owned());
         }
-        // The lifetime was reckoned when the core decided. If this process was stopped since, it would begin only now
-        // and outlast the lease, also when the process is never heard of again.
-        if Duration::from_secs(lifetime_s.into()) > rest + DECIDED_WITHIN {
-            return Err("this process was stopped between the decision and the adding".to_owned());
-        }
         self.refusing.remove(&ip);
+        match &mut self.guard {
+            Some(guard) => guard.allow_until(ip, until)?,
+            // The lifetime was reckoned when the core decided. If this process was stopped since, it would begin only
+            // now and outlast the lease, also when the process is never heard of again.
+            None if Duration::from_secs(lifetime_s.into()) > rest + DECIDED_WITHIN => {
+                return Err("this process was stopped between the decision and the adding".to_owned());
+            }
+            None => {}
+        }
         let added = self.addresses.add(ip, lifetime_s).await;
         if now() >= until {
             let why = "the lease ended while the address was being added";
@@ -348,8 +372,11 @@ impl<C: Decide, D: Save> Runtime<C, D> {
         // Whoever got in between, or did not fit into the time. Their clients hear nothing any more, but the server's
         // side ends, and with it what their transactions hold locked. Nothing waits for it.
         tokio::spawn(end_connections(ip, Duration::from_secs(2)));
+        // While connections are turned away the address has to get through the guard, for the rest of its lease.
         if let Some(turn_away) = turn_away.flatten().filter(|_| removed.is_ok()) {
             self.refusing.insert(ip, turn_away.begin());
+        } else if let Some(Err(why)) = self.guard.as_mut().map(|guard| guard.deny(ip)) {
+            tracing::warn!(%ip, "{why}");
         }
         removed.map_err(|e| e.to_string())
     }
@@ -384,7 +411,7 @@ async fn end_connections(ip: IpAddr, within: Duration) {
 fn leave(signal: Signal) -> (Leaving, Input) {
     let (ending, keep, time) = match signal {
         Signal::Leave => (Ending::Stop, false, LEAVE_TIME),
-        Signal::Keep => (Ending::Stop, true, KEEP_TIME),
+        Signal::Keep => (Ending::Kept, true, KEEP_TIME),
         Signal::Restart => (Ending::Restart, true, KEEP_TIME),
     };
     match signal {
@@ -393,7 +420,7 @@ fn leave(signal: Signal) -> (Leaving, Input) {
         Signal::Restart => tracing::info!("starting anew with the new configuration, keeping the roles"),
     }
     match ending {
-        Ending::Stop => tell_systemd(&[sd_notify::NotifyState::Stopping]),
+        Ending::Stop | Ending::Kept => tell_systemd(&[sd_notify::NotifyState::Stopping]),
         Ending::Restart => match sd_notify::NotifyState::monotonic_usec_now() {
             Ok(now) => tell_systemd(&[sd_notify::NotifyState::Reloading, now]),
             Err(e) => tracing::debug!("systemd is not told of the reload: {e}"),
@@ -520,6 +547,7 @@ mod tests {
             prober: Prober::new(addresses.clone(), wires.database.clone()),
             refusing: BTreeMap::new(),
             addresses,
+            guard: None,
             link,
             peers: Peers::default(),
             jobs: Box::new(|job| panic!("no story has a job: {job:?}")),
@@ -555,7 +583,7 @@ mod tests {
             });
             wires.database.send(server()).unwrap();
             wires.signals.send(Signal::Keep).unwrap();
-            assert_eq!(runtime.run().await.unwrap(), Ending::Stop);
+            assert_eq!(runtime.run().await.unwrap(), Ending::Kept);
             let given = wires.given.borrow();
             assert_eq!(
                 given[..4],
@@ -638,6 +666,33 @@ mod tests {
     }
 
     #[test]
+    fn with_the_guard_an_address_answers_until_its_lease_ends_although_it_stays_longer() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.on_here(async || {
+            let (mut runtime, wires) = runtime(|_| vec![]);
+            runtime.guard = Some(Guard::begin(&BTreeSet::from([role()])).await.unwrap());
+            let _listener = std::net::TcpListener::bind("0.0.0.0:3306").unwrap();
+            let connects = |limit| {
+                let to = std::net::SocketAddr::from((role(), 3306));
+                hosts.on_there(async || std::net::TcpStream::connect_timeout(&to, limit)).is_ok()
+            };
+            let until = clock::now() + Duration::from_secs(3);
+            runtime.add(role(), 60, until, clock::now).await.unwrap();
+            assert!(connects(Duration::from_secs(2)));
+            runtime.alarm.at(until).await.unwrap();
+            assert!(is_there(&wires).await && !connects(Duration::from_millis(300)));
+
+            let longer = Step::Allow { ip: role(), until: clock::now() + Duration::from_secs(60) };
+            let done = runtime.carry_out(longer.clone()).await;
+            assert_eq!(done, Some(Input::Done { step: longer, result: Ok(()) }));
+            assert!(connects(Duration::from_secs(2)));
+            runtime.remove(role(), false).await.unwrap();
+            wires.addresses.add(role(), 60).await.unwrap();
+            assert!(!connects(Duration::from_millis(300)), "put there by hand, it is closed");
+        });
+    }
+
+    #[test]
     fn the_loop_wakes_to_feed_the_watchdog_while_writing_and_releases_it_at_its_end() {
         let Some(hosts) = TwoHosts::new() else { return };
         let device = tempfile::NamedTempFile::new().unwrap();
@@ -657,7 +712,7 @@ mod tests {
                 wires.signals.send(Signal::Keep).unwrap();
             };
             let (ended, ()) = tokio::join!(runtime.run(), watch);
-            assert_eq!(ended.unwrap(), Ending::Stop);
+            assert_eq!(ended.unwrap(), Ending::Kept);
             let written = written();
             assert!(written.starts_with("...") && written.ends_with('V'), "{written:?}");
             assert_eq!(wires.given.borrow().len(), 2, "nothing else woke it");

@@ -48,12 +48,31 @@ pub struct Cluster {
 
 impl Cluster {
     /// What the monitor and an agent add to a ttl before they trust that a lease is over: the kernel's lateness in
-    /// removing an address (up to 1.0 s), clock drift, rounding (safety.md, "margin", without the exact guard).
+    /// removing an address (up to 1.0 s), clock drift, rounding (safety.md, "margin"). It is good for every host;
+    /// [`Cluster::margin`] is shorter for some.
     pub const MARGIN: Duration = Duration::from_millis(1500);
 
     /// The longest `lease_ttl` that the margin is good for: two clocks may each be 1 % wrong, and the kernel takes 1.0 s of
     /// the 1.5.
     pub const LONGEST_TTL: Duration = Duration::from_secs(20);
+
+    /// The same for a host whose kernel ends the answers exactly (safety.md, "The guards behind the rules", 1).
+    pub const GUARDED_MARGIN: Duration = Duration::from_millis(200);
+
+    /// The longest `lease_ttl` for which that is enough: the clocks take 160 ms of it.
+    pub const LONGEST_GUARDED_TTL: Duration = Duration::from_secs(8);
+
+    /// The shortest `lease_ttl`, for hosts with the exact guard.
+    pub const SHORTEST_TTL: Duration = Duration::from_millis(300);
+
+    /// The shortest `lease_ttl` without it: kernel lifetimes are whole seconds.
+    pub const SHORTEST_UNGUARDED_TTL: Duration = Duration::from_secs(3);
+
+    /// What is added to a lease of `ttl` before it is over for certain. `guarded`: the host that has the lease has said in
+    /// this life of its agent that it uses the exact guard.
+    pub fn margin(ttl: Duration, guarded: bool) -> Duration {
+        if guarded && ttl <= Cluster::LONGEST_GUARDED_TTL { Cluster::GUARDED_MARGIN } else { Cluster::MARGIN }
+    }
 
     /// With the default of every option (interfaces.md), beyond loopback in plain text; for tests and tools.
     pub fn of(hosts: BTreeMap<HostName, Host>, roles: BTreeMap<RoleName, Role>) -> Self {
@@ -91,6 +110,28 @@ impl Cluster {
     /// Every role address with its role, by address.
     pub fn addresses(&self) -> BTreeMap<IpAddr, RoleName> {
         self.roles.iter().flat_map(|(name, role)| role.ips.iter().map(|ip| (*ip, name.clone()))).collect()
+    }
+}
+
+/// How long what is sent now is waited out: ttl + margin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quarantine {
+    /// Of any host.
+    pub plain: Duration,
+    /// Of a host that has said in the life of its agent to which it is sent that it has the exact guard.
+    pub guarded: Duration,
+}
+
+impl Quarantine {
+    /// After leases of so long.
+    pub fn of(lease_ttl: Duration) -> Self {
+        let [plain, guarded] = [false, true].map(|guarded| lease_ttl + Cluster::margin(lease_ttl, guarded));
+        Quarantine { plain, guarded }
+    }
+
+    /// `guarded`: as the host has said.
+    pub fn for_a_host(self, guarded: bool) -> Duration {
+        if guarded { self.guarded } else { self.plain }
     }
 }
 
@@ -230,6 +271,8 @@ pub struct Agent {
     pub mysql_socket: Option<PathBuf>,
     /// Held open and fed while this host may be writing; None: no such guard.
     pub watchdog_device: Option<PathBuf>,
+    /// The exact guard is used if the kernel can do it.
+    pub exact_guard: bool,
     /// What the helper program (mmm_helperd) does to the server as root.
     pub server: ServerControl,
 }
@@ -254,6 +297,7 @@ impl Agent {
             state_path: "/var/lib/mysql-mmm/mmm_agentd.state".into(),
             mysql_socket: None,
             watchdog_device: None,
+            exact_guard: true,
             server: ServerControl::default(),
         }
     }

@@ -27,6 +27,10 @@ pub struct Report {
     pub conflicts: BTreeMap<IpAddr, String>,
     /// The kernel's boot id: tells a restart of the agent from a reboot of the machine.
     pub machine_boot: String,
+    /// The exact guard is up in this life of the agent: its answers for an address end with the lease to the millisecond,
+    /// also when the agent is dead, so that less has to be waited out besides (safety.md, "margin").
+    #[serde(default)]
+    pub guarded: bool,
     /// The agent is shutting down and has let go (or is about to let go) of everything.
     pub leaving: bool,
 }

@@ -15,6 +15,9 @@ pub struct VouchRequest {
     pub anchor: Anchor,
     /// How long a lease the asking agent will take from the answer, in milliseconds.
     pub lease_ttl_ms: u64,
+    /// As in its reports: the granter waits out a shorter margin then.
+    #[serde(default)]
+    pub guarded: bool,
     /// The epoch of the hold order for each address that it asks about.
     pub addresses: BTreeMap<IpAddr, Epoch>,
 }

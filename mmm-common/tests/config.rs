@@ -209,6 +209,7 @@ fn an_agents_configuration_with_its_defaults() {
     assert_eq!(agent.state_path, Path::new("/var/lib/mysql-mmm/mmm_agentd.state"));
     assert_eq!(agent.mysql_socket, None);
     assert_eq!(agent.watchdog_device, None);
+    assert!(agent.exact_guard);
     assert_eq!(agent, Agent::of(agent.cluster.clone(), agent.this.clone()));
     for (name, host) in &agent.cluster.hosts {
         // No agent needs another host's login.
@@ -267,7 +268,7 @@ fn every_option_is_taken_over() {
         "#;
     let mon = with(&with(MON, "[monitor]", monitor), "\"192.168.0.1\"", "\"192.168.0.1\", \"::1\"") + sections;
     let agent = AGENT.to_owned()
-        + "[agent]\nstate_path = \"/tmp/state\"\nmysql_socket = \"/run/s\"\nwatchdog_device = \"/dev/w\"\n\
+        + "[agent]\nstate_path = \"/tmp/state\"\nmysql_socket = \"/run/s\"\nwatchdog_device = \"/dev/w\"\nexact_guard = false\n\
             mysql_start_command = \"up\"\nmysql_stop_command = \"down\"\nmysql_pid_file = \"/run/p\"\ndatadir = \"/d\"\n";
     let folder = Folder::with(&[("mmm_mon.toml", &mon), ("mmm_common.toml", &common), ("mmm_agent.toml", &agent)]);
 
@@ -275,6 +276,7 @@ fn every_option_is_taken_over() {
     assert_eq!(agent.state_path, Path::new("/tmp/state"));
     assert_eq!(agent.mysql_socket, Some(PathBuf::from("/run/s")));
     assert_eq!(agent.watchdog_device, Some(PathBuf::from("/dev/w")));
+    assert!(!agent.exact_guard);
     let server = ServerControl {
         start_command: Some("up".into()),
         stop_command: Some("down".into()),
@@ -1292,9 +1294,17 @@ fn an_active_master_role_that_cannot_be() {
 fn leases_that_are_too_short() {
     common(
         "active_master_role",
-        "lease_ttl = \"2s\"\nactive_master_role",
+        "lease_ttl = \"200ms\"\nheartbeat_interval = \"50ms\"\nactive_master_role",
         r#"
-        mmm_common.toml:2: lease_ttl is 2s, but the kernel may remove an address up to 1 s late: make it 3s or longer"#,
+        mmm_common.toml:2: lease_ttl is 200ms, and the margin that is waited out besides it 200 ms: less than 300ms gains nothing, and a healthy host would lose its roles by a hiccup of the network"#,
+    );
+    let short = "lease_ttl = \"300ms\"\nheartbeat_interval = \"50ms\"\nactive_master_role";
+    common("active_master_role", short, "");
+    let cluster = with(COMMON, "active_master_role", short);
+    check(
+        &[("mmm_agent.toml", &(AGENT.to_owned() + "[agent]\nexact_guard = false\n")), ("mmm_common.toml", &cluster)],
+        r#"
+        mmm_agent.toml:5: lease_ttl is 300ms, which needs the exact guard, and exact_guard is false: without it the kernel may remove an address up to 1 s late. Turn it on, or make lease_ttl 3s or longer"#,
     );
     common(
         "active_master_role",
@@ -1332,7 +1342,7 @@ fn times_that_cannot_be_zero() {
     check(
         &[("mmm_mon.toml", &mon), ("mmm_common.toml", &(zeros.to_owned() + COMMON))],
         r#"
-        mmm_common.toml:1: lease_ttl is 0, but the kernel may remove an address up to 1 s late: make it 3s or longer
+        mmm_common.toml:1: lease_ttl is 0, and the margin that is waited out besides it 200 ms: less than 300ms gains nothing, and a healthy host would lose its roles by a hiccup of the network
         mmm_common.toml:2: heartbeat_interval cannot be 0: give it a time such as "1s"
         mmm_common.toml:3: move_timeout cannot be 0: give it a time such as "1s"
         mmm_common.toml:4: drain_timeout cannot be 0: give it a time such as "1s"

@@ -45,6 +45,8 @@ const PEACE: u64 = 5_000;
 const CALM_TICKS: u64 = 500;
 /// So short may a clock stand still: margin less the kernel's second and the drift of clocks over a lease.
 const CLOCK_STANDS: u64 = 300;
+/// The same for the margin of hosts with the exact guard.
+const CLOCK_STANDS_GUARDED: u64 = 100;
 /// The monitor is away for so long, and nobody notices.
 const WITHOUT_MONITOR: u64 = 30_000;
 const NOT_NOTICED: u64 = 300;
@@ -123,6 +125,10 @@ fn world(seed: u64, kind: Kind) -> World {
     }
     w.kills = Kills::Fail;
     w.slow_looks = [0, 0, 10, 80][w.any(4) as usize];
+    let guards = w.any(3);
+    for name in HOSTS {
+        w.host(name).guarded = guards == 2 || (guards == 1 && w.any(2) == 0);
+    }
     w
 }
 
@@ -248,7 +254,8 @@ fn disturb(w: &mut World) {
             w.wake_host_after(host, ms);
         }
         10 if w.is_alive(host) && !w.is_frozen(host) && w.clock_may_stand(host) => {
-            let ms = 1 + w.any(CLOCK_STANDS);
+            let guarded = HOSTS.iter().any(|host| w.host(host).guarded);
+            let ms = 1 + w.any(if guarded { CLOCK_STANDS_GUARDED } else { CLOCK_STANDS });
             note(w, &format!("machine {host} stands still for {ms} ms, and so does its clock"));
             w.freeze_host(host, false);
             w.wake_host_after(host, ms);

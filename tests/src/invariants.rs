@@ -51,10 +51,11 @@ pub(crate) enum Seen {
         by: HostName,
         answer: VouchAnswer,
     },
-    /// The agent has vouched.
+    /// The agent has vouched. `guarded`: the asker has the exact guard.
     Promised {
         host: HostName,
         answer: VouchAnswer,
+        guarded: bool,
         at: Millis,
     },
     /// The agent has given the kernel an address (`fresh`: it was not there), under a lease that ends at `until`.

@@ -60,7 +60,8 @@ pub struct World {
     /// From, to.
     pub ways_cut: BTreeSet<(HostName, HostName)>,
     /// Who asked, by request.
-    asks: BTreeMap<AskId, HostName>,
+    /// Who asked, and whether it has the exact guard.
+    asks: BTreeMap<AskId, (HostName, bool)>,
     /// How long the monitor's shell waits for a report before it takes a silent connection for dead.
     pub link_patience: u64,
     pub writing: bool,
@@ -120,6 +121,10 @@ pub struct SimHost {
     pub(crate) clock: Clock,
     /// Address and when (in true time) the kernel removes it.
     pub kernel: BTreeMap<IpAddr, u64>,
+    /// Its agents that start from now on have the exact guard.
+    pub guarded: bool,
+    /// The guard's tables: until when (in true time) an address may answer. None: there are no tables.
+    pub(crate) allowed: Option<BTreeMap<IpAddr, u64>>,
     pub(crate) agent: Option<AgentCore>,
     boots: u64,
     machine_boot: u64,
@@ -167,6 +172,12 @@ pub(crate) struct Frozen {
 }
 
 impl SimHost {
+    /// The address is here, and nothing holds its answers back.
+    pub(crate) fn answers_for(&self, ip: IpAddr, now: u64) -> bool {
+        let allowed = |tables: &BTreeMap<IpAddr, u64>| tables.get(&ip).is_some_and(|until| *until > now);
+        self.answers() && self.kernel.contains_key(&ip) && self.allowed.as_ref().is_none_or(allowed)
+    }
+
     /// The machine takes part in the network.
     pub(crate) fn answers(&self) -> bool {
         self.alive && self.frozen.is_none()
@@ -236,6 +247,8 @@ impl World {
                     server_id: i as u32 + 1,
                     clock: Clock::exact(),
                     kernel: BTreeMap::new(),
+                    guarded: false,
+                    allowed: None,
                     agent: None,
                     boots: 0,
                     machine_boot: 1,
@@ -371,7 +384,7 @@ impl World {
 
     pub fn holders(&self, ip: &str) -> Vec<&str> {
         let ip: IpAddr = ip.parse().expect("an address");
-        self.hosts.iter().filter(|(_, h)| h.answers() && h.kernel.contains_key(&ip)).map(|(n, _)| n.as_str()).collect()
+        self.hosts.iter().filter(|(_, h)| h.answers_for(ip, self.now)).map(|(n, _)| n.as_str()).collect()
     }
 
     pub fn host(&mut self, name: &str) -> &mut SimHost {

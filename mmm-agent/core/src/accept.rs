@@ -22,6 +22,8 @@ pub(crate) struct Slot {
     pub(crate) present: bool,
     /// When the kernel will remove the address by itself, as last set by this process.
     pub(crate) kernel_until: Option<Millis>,
+    /// Until when the exact guard lets it answer, as last set by this process.
+    pub(crate) allowed_until: Option<Millis>,
     pub(crate) probe: Probe,
     /// An agent of before had the address, and nothing else is known of that.
     pub(crate) forgotten: bool,
@@ -74,6 +76,7 @@ impl Slot {
             vouched_until,
             present: false,
             kernel_until: None,
+            allowed_until: None,
             probe: Probe::default(),
             forgotten: false,
         }
@@ -94,6 +97,11 @@ impl Slot {
 
     pub(crate) fn saved(&self) -> SavedAddress {
         SavedAddress { seen: self.seen, hold: self.hold.as_ref().map(|h| h.order.clone()), forgotten: self.forgotten }
+    }
+
+    /// It has left the machine.
+    pub(crate) fn gone(&mut self) {
+        (self.present, self.kernel_until, self.allowed_until) = (false, None, None);
     }
 
     /// An address that no order ever spoke about (an agent just installed beside MMM) is reported, not touched.

@@ -118,9 +118,15 @@ pub enum Output {
 pub enum Step {
     /// Add the address, or refresh it when it is there, with a kernel lifetime of so many whole seconds. It fails, and
     /// leaves nothing behind that outlasts `until`, when this process was stopped between the decision and the kernel.
+    /// With the exact guard the address is allowed to answer until `until` first, and the lifetime may be longer.
     Address {
         ip: IpAddr,
         lifetime_s: u32,
+        until: Millis,
+    },
+    /// With the exact guard only: the address, which is here, may answer until then and not longer.
+    Allow {
+        ip: IpAddr,
         until: Millis,
     },
     /// Ask on the wire, three times within a tenth of a second, whether somebody else has the address (ARP; IPv6:
@@ -184,6 +190,10 @@ pub struct Saved {
     pub detached: bool,
     /// The kernel's boot id when this was saved: hold orders are used again only within it.
     pub machine_boot: String,
+    /// The exact guard was up: whoever has orders from that life may have less time to give its addresses up than a
+    /// process without the guard needs.
+    #[serde(default)]
+    pub guarded: bool,
     /// The longest lease, in milliseconds, that this agent has ever vouched for: the next life waits it out (R9).
     #[serde(default)]
     pub vouched_ttl_ms: u64,

@@ -30,7 +30,7 @@ use mmm_common::report::{
 use mmm_common::safeguard::{Safeguard, stands};
 use mmm_common::state::HostMode;
 use mmm_common::vouch::{VouchAnswer, VouchRequest};
-use plan::{Fitness, LEAD, Situation, Subject};
+use plan::{Fitness, Situation, Subject, lead};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -47,6 +47,10 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Core {
     ttl: Duration,
+    /// The exact guard is up for as long as this process lives.
+    guarded: bool,
+    /// What is on disk says otherwise.
+    guard_to_save: bool,
     heartbeat: Duration,
     restart_grace: Duration,
     sources: BTreeMap<HostName, (IpAddr, u16)>,
@@ -123,10 +127,19 @@ pub struct Core {
 
 impl Core {
     /// `boot` names this life of the process: never used before by this agent. `machine_boot` is the kernel's boot id.
-    pub fn new(config: &Config, saved: Option<Saved>, boot: Boot, machine_boot: String, now: Millis) -> Self {
+    /// `guarded`: the exact guard is up, and stays up for as long as this process lives.
+    pub fn new(
+        config: &Config,
+        saved: Option<Saved>,
+        boot: Boot,
+        machine_boot: String,
+        guarded: bool,
+        now: Millis,
+    ) -> Self {
         let cluster = &config.cluster;
         let mut saved = saved.unwrap_or_default();
-        let same_machine_boot = saved.machine_boot == machine_boot;
+        // An order of a life with the guard is waited out for less time than the kernel needs without it.
+        let may_inherit = saved.machine_boot == machine_boot && (guarded || !saved.guarded);
         // R9: whom this agent vouched for in the life before is not known.
         let vouched_ttl = Duration::from_millis(saved.vouched_ttl_ms);
         let vouched_until = now + cluster.lease_ttl.max(vouched_ttl) + Cluster::MARGIN;
@@ -135,13 +148,15 @@ impl Core {
             .keys()
             .map(|ip| {
                 let slot = saved.addresses.remove(ip).unwrap_or_default();
-                (*ip, Slot::restored(slot, same_machine_boot, vouched_until))
+                (*ip, Slot::restored(slot, may_inherit, vouched_until))
             })
             .collect();
         let opened =
             slots.iter().find(|(_, s)| s.hold.as_ref().is_some_and(|held| held.order.write)).map(|(ip, _)| *ip);
         Core {
             ttl: cluster.lease_ttl,
+            guarded,
+            guard_to_save: saved.guarded != guarded,
             heartbeat: cluster.heartbeat_interval,
             restart_grace: cluster.restart_grace,
             sources: cluster.hosts.iter().map(|(name, h)| (name.clone(), (h.ip, h.mysql_port))).collect(),
@@ -199,6 +214,8 @@ impl Core {
             return;
         }
         self.now = now;
+        // Before the first report says so.
+        let guard_to_save = std::mem::take(&mut self.guard_to_save);
         let mut persist = false;
         match input {
             Input::Tick => {}
@@ -253,7 +270,7 @@ impl Core {
                 }
             }
         }
-        self.act(now, persist, out);
+        self.act(now, persist || guard_to_save, out);
         self.report_if_due(now, out);
         self.ask_if_due(now, out);
         self.leave_if_done(now, out);
@@ -270,7 +287,7 @@ impl Core {
         let mut all = vec![(self.next_heartbeat, "heartbeat")];
         for slot in self.slots.values() {
             if let Some(Lease::Until(end)) = slot.hold.as_ref().map(|h| h.lease) {
-                all.push((end - LEAD, "a lease is about to end"));
+                all.push((end - lead(self.ttl), "a lease is about to end"));
                 // The kernel takes whole seconds only: what was rounded off is given when the rest is a whole one.
                 let whole = end.since(self.now + Duration::from_millis(1)).as_secs();
                 if slot.present && whole > 0 {
@@ -379,12 +396,12 @@ impl Core {
         self.kernel_known = true;
         for (ip, slot) in &mut self.slots {
             let there = present.contains(ip);
-            if slot.present && !there && slot.right(now, LEAD).is_some() {
+            if slot.present && !there && slot.right(now, lead(self.ttl)).is_some() {
                 warn(out, format!("{}({ip}) has left the machine, and not by this agent's hand", self.roles[ip]));
             }
             slot.present = there;
             if !there {
-                slot.kernel_until = None;
+                slot.gone();
             }
         }
         // With what is there now known, steps may follow; what they change is reported when they are done.
@@ -453,9 +470,10 @@ impl Core {
             self.broken_off = None;
         }
         match step {
-            Step::Address { ip, lifetime_s, .. } => {
+            Step::Address { ip, lifetime_s, until } => {
                 let Some(slot) = self.slots.get_mut(ip) else { return false };
                 slot.kernel_until = Some(now + Duration::from_secs(u64::from(*lifetime_s)));
+                slot.allowed_until = Some(*until);
                 if slot.present {
                     // Only the lifetime moved: nothing to report.
                     self.report_due = was_due;
@@ -468,8 +486,7 @@ impl Core {
             }
             Step::Remove { ip, .. } => {
                 if let Some(slot) = self.slots.get_mut(ip) {
-                    slot.present = false;
-                    slot.kernel_until = None;
+                    slot.gone();
                 }
                 info(out, format!("{} is off this host", self.named(*ip)));
                 false
@@ -512,6 +529,13 @@ impl Core {
                 info(out, describe_side(*side, *on).to_owned());
                 false
             }
+            Step::Allow { ip, until } => {
+                if let Some(slot) = self.slots.get_mut(ip) {
+                    slot.allowed_until = Some(*until);
+                }
+                self.report_due = was_due;
+                false
+            }
             Step::Announce { .. } | Step::Probe { .. } | Step::Task(_) | Step::Job(_) => false,
         }
     }
@@ -535,7 +559,9 @@ impl Core {
                 }
                 (Ok(ttl), Some(slot)) => {
                     let has = slot.present || self.opened == Some(*ip);
-                    slot.vouch(*epoch, has, now + *ttl + Cluster::MARGIN, now)
+                    // What is waited out is the asker's lateness.
+                    let until = now + *ttl + Cluster::margin(*ttl, request.guarded);
+                    slot.vouch(*epoch, has, until, now)
                 }
             };
             match vouched {
@@ -596,7 +622,8 @@ impl Core {
         self.sent.remember(self.anchor, now);
         let lease_ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         for (to, addresses) in requests {
-            let request = Box::new(VouchRequest { anchor: self.anchor, lease_ttl_ms, addresses });
+            let request =
+                Box::new(VouchRequest { anchor: self.anchor, lease_ttl_ms, guarded: self.guarded, addresses });
             out.push(Output::Ask { to, request });
         }
     }
@@ -656,6 +683,8 @@ impl Core {
     fn act(&mut self, now: Millis, persist: bool, out: &mut Vec<Output>) {
         let situation = Situation {
             now,
+            lead: lead(self.ttl),
+            guarded: self.guarded,
             slots: &self.slots,
             server: &self.server,
             fitness: self.fitness(now),
@@ -709,7 +738,7 @@ impl Core {
     fn is_quiescing(&self, now: Millis) -> bool {
         self.task.as_ref().is_some_and(|(task, _)| {
             matches!(task.work, Work::Quiesce { .. })
-                && self.slots.values().any(|s| s.right(now, LEAD).is_some_and(|held| held.order.epoch == task.id))
+                && self.slots.values().any(|s| s.right(now, lead(self.ttl)).is_some_and(|held| held.order.epoch == task.id))
         })
     }
 
@@ -726,6 +755,7 @@ impl Core {
                     }
                 }
                 Step::Address { .. }
+                | Step::Allow { .. }
                 | Step::Announce { .. }
                 | Step::Remove { .. }
                 | Step::ReadOnly
@@ -806,6 +836,7 @@ impl Core {
                 .filter_map(|(ip, slot)| slot.probe.conflict.as_ref().map(|(mac, _)| (*ip, mac.clone())))
                 .collect(),
             machine_boot: self.machine_boot.clone(),
+            guarded: self.guarded,
             leaving: self.leaving_since.is_some(),
         })));
     }
@@ -864,6 +895,7 @@ impl Core {
             job: self.last_job,
             detached: self.detached,
             machine_boot: self.machine_boot.clone(),
+            guarded: self.guarded,
             vouched_ttl_ms: u64::try_from(self.vouched_ttl.as_millis()).unwrap_or(u64::MAX),
         }
     }
@@ -876,6 +908,7 @@ impl Core {
     fn describe_step(&self, step: &Step) -> String {
         match step {
             Step::Address { ip, .. } => format!("adding {}", self.named(*ip)),
+            Step::Allow { ip, .. } => format!("letting {} answer", self.named(*ip)),
             Step::Announce { ip } => format!("announcing {}", self.named(*ip)),
             Step::Probe { ip } => format!("looking for somebody else with {}", self.named(*ip)),
             Step::Remove { ip, .. } => format!("removing {}", self.named(*ip)),

@@ -12,13 +12,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// An agent without renewal lets go this long before the lease ends, so that the address is gone when it ends.
-pub(crate) const LEAD: Duration = Duration::from_millis(200);
+/// How long before the end of a lease an agent without renewal lets go, so that the address is gone when it ends.
+pub(crate) fn lead(ttl: Duration) -> Duration {
+    // Of a short lease most has to be left; such ones need the exact guard, which ends the answers in time.
+    Duration::from_millis(200).min(ttl / 10)
+}
 
 /// What a step is about. While one is under way, or has just failed, the same is not begun again.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Subject {
     Add(IpAddr),
+    Allow(IpAddr),
     Remove(IpAddr),
     ReadOnly,
     Writable,
@@ -31,6 +35,7 @@ impl Subject {
     pub(crate) fn of(step: &Step) -> Option<Subject> {
         match step {
             Step::Address { ip, .. } => Some(Subject::Add(*ip)),
+            Step::Allow { ip, .. } => Some(Subject::Allow(*ip)),
             Step::Remove { ip, .. } => Some(Subject::Remove(*ip)),
             Step::ReadOnly => Some(Subject::ReadOnly),
             Step::Writable { .. } => Some(Subject::Writable),
@@ -54,6 +59,10 @@ pub(crate) enum Fitness {
 
 pub(crate) struct Situation<'a> {
     pub(crate) now: Millis,
+    /// How long before its end a lease gives no right any more.
+    pub(crate) lead: Duration,
+    /// The exact guard is up.
+    pub(crate) guarded: bool,
     pub(crate) slots: &'a BTreeMap<IpAddr, Slot>,
     pub(crate) server: &'a ServerReport,
     pub(crate) fitness: Fitness,
@@ -87,7 +96,7 @@ impl Situation<'_> {
         steps.extend(self.slots.iter().filter_map(|(ip, slot)| self.probe(*ip, slot)));
         steps.extend(self.read_only());
         steps.extend(self.writable());
-        steps.extend(self.slots.iter().filter_map(|(ip, slot)| self.address(*ip, slot)));
+        steps.extend(self.slots.iter().filter_map(|(ip, slot)| self.address(*ip, slot).or_else(|| self.allow(*ip, slot))));
         steps.extend(self.replication());
         steps.extend(self.semisync());
         steps.retain(|step| Subject::of(step).is_none_or(|subject| !self.under_way.contains(&subject)));
@@ -96,7 +105,7 @@ impl Situation<'_> {
 
     /// The order under which this address may be here now.
     fn right<'s>(&self, slot: &'s Slot) -> Option<&'s Held> {
-        if self.leaving || self.fitness == Fitness::Gone { None } else { slot.right(self.now, LEAD) }
+        if self.leaving || self.fitness == Fitness::Gone { None } else { slot.right(self.now, self.lead) }
     }
 
     fn remove(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
@@ -134,25 +143,33 @@ impl Situation<'_> {
         let Lease::Until(end) = held.lease else { return None };
         let allowed = slot.present || slot.may_add(self.now);
         (self.fitness == Fitness::Good && allowed && self.server.writing != Writing::Allowed)
-            .then_some(Step::Writable { until: end - LEAD })
+            .then_some(Step::Writable { until: end - self.lead })
     }
 
     fn address(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
         let held = self.right(slot)?;
         let Lease::Until(end) = held.lease else { return None };
-        let whole_seconds = end.since(self.now).as_secs();
+        // The guard ends the answers by itself, so the address may stay longer than its lease.
+        let whole_seconds = end.since(self.now).as_secs().max(u64::from(self.guarded));
         if whole_seconds == 0 {
             return None;
         }
         let until = self.now + Duration::from_secs(whole_seconds);
         let wanted = if slot.present {
-            slot.kernel_until.is_none_or(|set| set < until)
+            slot.kernel_until.is_none_or(|set| set < until.min(end))
         } else {
             // The server opens before the address does: whoever reaches the writer address can write.
             slot.may_add(self.now) && self.fitness == Fitness::Good && self.is_open_for(&held.order)
         };
         let lifetime_s = u32::try_from(whole_seconds).unwrap_or(u32::MAX);
         wanted.then_some(Step::Address { ip, lifetime_s, until: end })
+    }
+
+    /// What a renewal adds to the lease of an address that is here and whose lifetime needs nothing.
+    fn allow(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
+        let Lease::Until(until) = self.right(slot)?.lease else { return None };
+        let longer = slot.allowed_until.is_none_or(|set| set < until);
+        (self.guarded && slot.present && longer).then_some(Step::Allow { ip, until })
     }
 
     fn probe(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {

@@ -71,7 +71,18 @@ fn replicating(source: &str, io_running: bool, sql_running: bool) -> ServerRepor
 
 impl Agent {
     fn new(saved: Option<Saved>, boot: u64) -> Agent {
-        let core = Core::new(&config(), saved, Boot(boot), "machine".into(), Millis(10_000));
+        Agent::with(&config(), saved, boot, false)
+    }
+
+    /// With the exact guard and leases of so many milliseconds.
+    fn guarded(saved: Option<Saved>, boot: u64, lease_ttl_ms: u64) -> Agent {
+        let mut config = config();
+        config.cluster.lease_ttl = Duration::from_millis(lease_ttl_ms);
+        Agent::with(&config, saved, boot, true)
+    }
+
+    fn with(config: &Config, saved: Option<Saved>, boot: u64, guarded: bool) -> Agent {
+        let core = Core::new(config, saved, Boot(boot), "machine".into(), guarded, Millis(10_000));
         let mut a = Agent {
             core,
             now: 10_000,
@@ -120,6 +131,10 @@ impl Agent {
                                 if result.is_ok() {
                                     self.kernel.insert(*ip, *lifetime_s);
                                 }
+                                inputs.push(Input::Done { step, result });
+                            }
+                            Step::Allow { ip, until } => {
+                                self.log.push(format!("allow {ip} until {}", until.0));
                                 inputs.push(Input::Done { step, result });
                             }
                             Step::Remove { ip, turn_away } => {
@@ -582,6 +597,7 @@ fn who_has_never_heard_of_an_address_vouches_for_nobody() {
     let request = VouchRequest {
         anchor: Anchor { boot: Boot(7), seq: 1 },
         lease_ttl_ms: 3000,
+        guarded: false,
         addresses: BTreeMap::from([(ip(WRITER), Epoch(5))]),
     };
     a.give(Input::Asked { ask: crate::io::AskId(1), from: "db2".into(), request });
@@ -656,10 +672,90 @@ fn semi_sync_is_left_alone_where_it_is_not_to_be_touched() {
     let mut config = config();
     config.cluster.semisync = false;
     let mut a = Agent::writing();
-    a.core = Core::new(&config, None, Boot(2), "machine".into(), Millis(a.now));
+    a.core = Core::new(&config, None, Boot(2), "machine".into(), false, Millis(a.now));
     a.give(Input::MonitorUp);
     a.did();
     let semisync = SemiSync { replicas: 1, ..SemiSync::default() };
     a.give(Input::Server(ServerReport { semisync: Some(semisync), ..server(Writing::ReadOnly) }));
     assert!(!a.did().contains("semisync"));
+}
+
+#[test]
+fn with_the_guard_each_renewal_lets_the_address_answer_for_as_long_as_its_lease() {
+    let mut a = Agent::guarded(None, 1, 3000);
+    a.hold(READER, 5, false);
+    assert_eq!(a.did(), "save, add 10.0.0.51 3s, announce 10.0.0.51");
+    a.now += 100;
+    a.give(Input::KernelChanged);
+    a.hold(READER, 5, false);
+    assert_eq!(a.did(), "add 10.0.0.51 3s", "which lets it answer as well");
+    a.now += 10;
+    a.asked = None;
+    a.after(500);
+    let anchor = a.asked.as_ref().unwrap().anchor;
+    let answer = VouchAnswer {
+        anchor,
+        lease_ttl_ms: 2700,
+        vouched: BTreeMap::from([(ip(READER), Epoch(5))]),
+        refused: BTreeMap::new(),
+    };
+    a.give(Input::Vouched { by: "db2".into(), answer });
+    assert_eq!(a.did(), "allow 10.0.0.51 until 13310", "two whole seconds of the rest end before what is set");
+}
+
+#[test]
+fn with_the_guard_a_lease_may_be_shorter_than_a_second() {
+    let mut a = Agent::guarded(None, 1, 300);
+    a.hold(READER, 5, false);
+    assert_eq!(a.did(), "save, add 10.0.0.51 1s, announce 10.0.0.51");
+    for _ in 0..14 {
+        a.now += 50;
+        a.give(Input::KernelChanged);
+        a.hold(READER, 5, false);
+    }
+    let until: Vec<u64> = (1..=14).map(|n| 10_300 + 50 * n).collect();
+    let allowed: Vec<String> = until.iter().map(|at| format!("allow 10.0.0.51 until {at}")).collect();
+    assert_eq!(a.did(), allowed.join(", "), "the kernel has it for a second, which outlasts these leases");
+    a.now += 50;
+    a.give(Input::KernelChanged);
+    a.hold(READER, 5, false);
+    assert_eq!(a.did(), "add 10.0.0.51 1s");
+    a.after(269);
+    assert_eq!(a.did(), "");
+    a.after(1);
+    assert_eq!(a.did(), "silently remove 10.0.0.51", "a tenth of the lease before its end");
+}
+
+// Orders of a life with the guard are waited out for less time than the kernel needs without it.
+#[test]
+fn a_life_without_the_guard_gives_up_what_one_with_it_has_left() {
+    for (guarded, then) in [(false, "save, remove 10.0.0.51"), (true, "")] {
+        let mut a = Agent::guarded(None, 1, 3000);
+        a.hold(READER, 5, false);
+        let saved = a.saved.clone();
+        assert!(saved.as_ref().unwrap().guarded);
+        let mut next = Agent { kernel: a.kernel.clone(), ..Agent::with(&config(), saved, 2, guarded) };
+        next.give(Input::KernelChanged);
+        let did = next.did();
+        assert_eq!(did, then.trim_start_matches("save, "), "guarded: {guarded}");
+        assert_eq!(next.saved.is_some_and(|s| !s.guarded), !guarded, "on disk before it is told");
+        assert_eq!(next.reports.last().unwrap().guarded, guarded);
+    }
+}
+
+#[test]
+fn a_promise_to_whom_the_guard_ends_in_time_is_shorter() {
+    for (guarded, lease_ttl_ms, promised) in [(false, 3000, 4500), (true, 3000, 3200), (true, 9000, 10_500)] {
+        let mut a = Agent::new(None, 1);
+        let order = a.order(&[(WRITER, let_go(5))]);
+        a.give(Input::Order(order));
+        // The quarantine of the start is over.
+        a.after(60_000);
+        let anchor = Anchor { boot: Boot(7), seq: 1 };
+        let addresses = BTreeMap::from([(ip(WRITER), Epoch(5))]);
+        let request = VouchRequest { anchor, lease_ttl_ms, guarded, addresses };
+        a.give(Input::Asked { ask: crate::io::AskId(1), from: "db2".into(), request });
+        a.give(Input::KernelChanged);
+        assert_eq!(a.last().addresses[&ip(WRITER)].promised_ms, promised, "{guarded} {lease_ttl_ms}");
+    }
 }

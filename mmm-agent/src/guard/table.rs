@@ -376,6 +376,17 @@ pub(super) fn remove(kernel: &Kernel) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether one of the tables is there. What cannot be known counts as there.
+pub(super) fn are_there(kernel: &Kernel) -> bool {
+    CHAINS.iter().any(|chain| {
+        let found = kernel.chain(chain.family, |a| {
+            a.text(1, TABLE);
+            a.text(3, chain.name);
+        });
+        !matches!(found, Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ENOENT as i32))
+    })
+}
+
 /// Reads every chain back: it is at its place, with its rules.
 pub(super) fn read_back(kernel: &Kernel) -> Result<(), String> {
     for chain in &CHAINS {

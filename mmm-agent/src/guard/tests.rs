@@ -28,6 +28,10 @@ fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
+fn allow(guard: &mut Guard, ip: IpAddr, rest: Duration) -> Result<(), String> {
+    guard.allow_until(ip, clock::now() + rest)
+}
+
 /// The addresses are on `here`, and `there` knows where, so that pings and TCP do not depend on ARP.
 fn with_roles() -> Option<TwoHosts> {
     let hosts = TwoHosts::new()?;
@@ -241,7 +245,7 @@ fn answers_go_on_without_a_loss_while_the_guard_is_rearmed() {
         let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
         assert!(!answers(&hosts, How::WhoHas, role()) && !answers(&hosts, How::Ping, role()), "closed at first");
         for ip in [role(), role6()] {
-            guard.allow(ip, ms(1000)).unwrap();
+            allow(&mut guard, ip, ms(1000)).unwrap();
         }
         let end = clock::now() + ms(1000);
         std::thread::scope(|scope| {
@@ -253,7 +257,7 @@ fn answers_go_on_without_a_loss_while_the_guard_is_rearmed() {
                 .collect();
             while clock::now() < end + ms(100) {
                 for ip in [role(), role6()] {
-                    guard.allow(ip, ms(700)).unwrap();
+                    allow(&mut guard, ip, ms(700)).unwrap();
                 }
                 std::thread::sleep(ms(100));
             }
@@ -297,7 +301,7 @@ fn the_answers_end_in_time_when_nothing_rearms_the_guard() {
         let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
         let listener = TcpListener::bind((role(), 3306)).unwrap();
         let connect = || hosts.on_there(async || TcpStream::connect_timeout(&(role(), 3306).into(), ms(300)));
-        guard.allow(role(), Duration::from_secs(60)).unwrap();
+        allow(&mut guard, role(), Duration::from_secs(60)).unwrap();
         let mut client = connect().unwrap();
         let mut server = listener.accept().unwrap().0;
         // Shorter than before.
@@ -313,7 +317,7 @@ fn the_answers_end_in_time_when_nothing_rearms_the_guard() {
         guard.allow_until(role(), until).expect_err("a lease that has ended is not armed");
         assert!(!answers(&hosts, How::Ping, role()));
         // The lease comes back, and the connection with it: the tables have held packets back and done no more.
-        guard.allow(role(), Duration::from_secs(60)).unwrap();
+        allow(&mut guard, role(), Duration::from_secs(60)).unwrap();
         connect().unwrap();
         guard.leave();
     });
@@ -400,7 +404,7 @@ fn other_tables_are_untouched_and_nothing_is_left() {
     let foreign_before = list();
     hosts.on_here(async || {
         let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
-        guard.allow(role(), Duration::from_secs(60)).unwrap();
+        allow(&mut guard, role(), Duration::from_secs(60)).unwrap();
         assert_eq!(list(), foreign_before);
         assert_ne!(nft(here, "-a list ruleset"), before);
         guard.deny(role()).unwrap();
@@ -433,13 +437,13 @@ fn a_firewall_that_flushes_everything_opens_nothing_for_good() {
     let Some(hosts) = with_roles() else { return };
     hosts.on_here(async || {
         let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
-        guard.allow(role6(), Duration::from_secs(60)).unwrap();
+        allow(&mut guard, role6(), Duration::from_secs(60)).unwrap();
         nft(&hosts.here, "flush ruleset");
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
         let version: Vec<u32> = release.split(['.', '-']).take(2).map(|n| n.parse().unwrap()).collect();
         let lost = version < vec![6, 9];
         assert_eq!(answers(&hosts, How::Ping, role()), lost, "kernels before 6.9 have lost the tables now");
-        guard.allow(role(), Duration::from_secs(60)).unwrap();
+        allow(&mut guard, role(), Duration::from_secs(60)).unwrap();
         assert!(answers(&hosts, How::Ping, role()) && answers(&hosts, How::Ping, role6()));
         guard.deny(role()).unwrap();
         assert!(!answers(&hosts, How::Ping, role()) && answers(&hosts, How::Ping, role6()));
@@ -559,7 +563,7 @@ fn arming_takes_far_less_than_a_millisecond() {
             let mut took: Vec<Duration> = (0..1000)
                 .map(|_| {
                     let start = std::time::Instant::now();
-                    guard.allow(ip, Duration::from_secs(3)).unwrap();
+                    allow(&mut guard, ip, Duration::from_secs(3)).unwrap();
                     start.elapsed()
                 })
                 .collect();

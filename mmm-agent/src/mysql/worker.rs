@@ -93,7 +93,12 @@ impl Worker {
             Step::Writable { .. } | Step::Follow { .. } | Step::Detach | Step::SemiSync { .. } => {
                 self.waiting.push_back(step);
             }
-            Step::Job(_) | Step::Address { .. } | Step::Probe { .. } | Step::Announce { .. } | Step::Remove { .. } => {
+            Step::Job(_)
+            | Step::Address { .. }
+            | Step::Allow { .. }
+            | Step::Probe { .. }
+            | Step::Announce { .. }
+            | Step::Remove { .. } => {
                 let why = "jobs and address steps are not for the database's worker".to_owned();
                 self.tell(Input::Done { step, result: Err(why) });
             }
@@ -128,6 +133,7 @@ impl Worker {
                 Step::Task(_)
                 | Step::Job(_)
                 | Step::Address { .. }
+                | Step::Allow { .. }
                 | Step::Probe { .. }
                 | Step::Announce { .. }
                 | Step::Remove { .. } => Ok(()),

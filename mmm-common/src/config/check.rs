@@ -11,8 +11,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Shorter leases need the exact guard (safety.md), which this version does not have.
-const SHORTEST_LEASE: Duration = Duration::from_secs(3);
 /// A lease survives the loss of this many renewals, less one.
 const HEARTBEATS_PER_LEASE: u32 = 4;
 
@@ -107,6 +105,16 @@ pub fn agent(agent: &Agent) -> Vec<Finding> {
             found.push(finding([at("", "this")], text));
         }
     }
+    let lease = agent.cluster.lease_ttl;
+    if !agent.exact_guard && (Cluster::SHORTEST_TTL..Cluster::SHORTEST_UNGUARDED_TTL).contains(&lease) {
+        let text = format!(
+            "lease_ttl is {}, which needs the exact guard, and exact_guard is false: without it the kernel may remove an \
+             address up to 1 s late. Turn it on, or make lease_ttl {} or longer",
+            shown(lease),
+            shown(Cluster::SHORTEST_UNGUARDED_TTL)
+        );
+        found.push(finding([at("agent", "exact_guard"), at("", "lease_ttl")], text));
+    }
     found
 }
 
@@ -149,11 +157,12 @@ fn times(found: &mut Vec<Finding>, cluster: &Cluster) {
             ("hang_timeout", cluster.hang_timeout),
         ],
     );
-    if lease < SHORTEST_LEASE {
+    if lease < Cluster::SHORTEST_TTL {
         let text = format!(
-            "lease_ttl is {}, but the kernel may remove an address up to 1 s late: make it {} or longer",
+            "lease_ttl is {}, and the margin that is waited out besides it 200 ms: less than {} gains nothing, and a \
+             healthy host would lose its roles by a hiccup of the network",
             shown(lease),
-            shown(SHORTEST_LEASE)
+            shown(Cluster::SHORTEST_TTL)
         );
         found.push(finding([at("", "lease_ttl")], text));
     }

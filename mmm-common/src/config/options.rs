@@ -150,6 +150,7 @@ options! {
     STATE_PATH: PathBuf = "state_path", absolute_path, Text("/var/lib/mysql-mmm/mmm_agentd.state");
     MYSQL_SOCKET: Option<PathBuf> = "mysql_socket", path_or_none, Text("");
     WATCHDOG_DEVICE: Option<PathBuf> = "watchdog_device", path_or_none, Text("");
+    EXACT_GUARD: bool = "exact_guard", flag, Flag(true);
     MYSQL_START_COMMAND: Option<String> = "mysql_start_command", text_or_none, Text("");
     MYSQL_STOP_COMMAND: Option<String> = "mysql_stop_command", text_or_none, Text("");
     MYSQL_PID_FILE: Option<PathBuf> = "mysql_pid_file", path_or_none, Text("");

@@ -181,6 +181,7 @@ impl Draft {
             state_path: self.need(&here, &opt::STATE_PATH),
             mysql_socket: self.need(&here, &opt::MYSQL_SOCKET),
             watchdog_device: self.need(&here, &opt::WATCHDOG_DEVICE),
+            exact_guard: self.need(&here, &opt::EXACT_GUARD),
             server: ServerControl {
                 start_command: self.need(&here, &opt::MYSQL_START_COMMAND),
                 stop_command: self.need(&here, &opt::MYSQL_STOP_COMMAND),

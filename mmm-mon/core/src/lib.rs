@@ -34,7 +34,7 @@ use facts::{AgentLink, HostFacts};
 use granters::granters_of;
 use handover::{Event, Handover, HostView, Scene, Turn, next};
 use io::{Audit, Input, Level, Output, RequestId};
-use mmm_common::config::{Cluster, Monitor as Config};
+use mmm_common::config::{Cluster, Monitor as Config, Quarantine};
 use mmm_common::control::Answer;
 use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
@@ -380,10 +380,10 @@ impl Core {
                     let above = next(&mut self.epoch);
                     let role = slot.state.role.clone();
                     let hosts = self.config.cluster.roles.get(&role).map(|r| r.hosts.clone()).unwrap_or_default();
-                    *slot = Slot::first(role, above, &hosts, now, self.longest_ttl + Cluster::MARGIN)
-                        .with_quarantine(self.config.cluster.lease_ttl + Cluster::MARGIN);
+                    *slot = Slot::first(role, above, &hosts, now, Quarantine::of(self.longest_ttl))
+                        .with_quarantine(Quarantine::of(self.config.cluster.lease_ttl));
                 }
-                slot.heard(&name, address.seen, address.has(), now);
+                slot.heard(&name, address.seen, address.has(), report.guarded, now);
             }
         }
         for (ip, mac) in &report.conflicts {
@@ -435,8 +435,8 @@ impl Core {
     ) {
         let now = self.now;
         self.configured_at = now;
-        let before = self.longest_ttl + Cluster::MARGIN;
-        let quarantine = self.config.cluster.lease_ttl + Cluster::MARGIN;
+        let before = Quarantine::of(self.longest_ttl);
+        let quarantine = Quarantine::of(self.config.cluster.lease_ttl);
         self.hosts = self
             .config
             .cluster

@@ -5,25 +5,25 @@
 
 use crate::slot::Slot;
 pub use crate::slot::{Given, Granters, SlotState};
+use mmm_common::config::Quarantine;
 use mmm_common::epoch::Epoch;
 use mmm_common::ids::{HostName, Millis, RoleName};
 use mmm_common::order::AddressOrder;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 pub struct Decisions(Slot);
 
 impl Decisions {
-    pub fn first(role: RoleName, epoch: Epoch, hosts: &[HostName], now: Millis, quarantine: Duration) -> Self {
+    pub fn first(role: RoleName, epoch: Epoch, hosts: &[HostName], now: Millis, quarantine: Quarantine) -> Self {
         Decisions(Slot::first(role, epoch, hosts, now, quarantine))
     }
 
-    pub fn restored(state: SlotState, now: Millis, quarantine: Duration) -> Self {
+    pub fn restored(state: SlotState, now: Millis, quarantine: Quarantine) -> Self {
         Decisions(Slot::restored(state, now, quarantine))
     }
 
     /// What a slot of [`Decisions::parts`] was.
-    pub fn assembled(state: SlotState, deadline: BTreeMap<HostName, Millis>, quarantine: Duration) -> Self {
+    pub fn assembled(state: SlotState, deadline: BTreeMap<HostName, Millis>, quarantine: Quarantine) -> Self {
         Decisions(Slot { state, deadline, quarantine })
     }
 
@@ -48,15 +48,15 @@ impl Decisions {
         self.0.release(epoch);
     }
 
-    pub fn heard(&mut self, from: &HostName, seen: Epoch, has: bool, now: Millis) {
-        self.0.heard(from, seen, has, now);
+    pub fn heard(&mut self, from: &HostName, seen: Epoch, has: bool, guarded: bool, now: Millis) {
+        self.0.heard(from, seen, has, guarded, now);
     }
 
     pub fn killed(&mut self, host: &HostName, asked: Epoch) {
         self.0.killed(host, asked);
     }
 
-    pub fn order_for(&mut self, host: &HostName, now: Millis) -> AddressOrder {
-        self.0.order_for(host, now)
+    pub fn order_for(&mut self, host: &HostName, guarded: bool, now: Millis) -> AddressOrder {
+        self.0.order_for(host, guarded, now)
     }
 }

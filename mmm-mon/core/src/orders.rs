@@ -65,9 +65,10 @@ impl Core {
     fn order_for(&mut self, name: &HostName, anchor: Anchor, now: Millis) -> Order {
         let silent: BTreeSet<IpAddr> =
             self.slots.iter().filter(|(ip, slot)| self.says_nothing(name, **ip, slot)).map(|(ip, _)| *ip).collect();
+        let guarded = self.hosts.get(name).and_then(|h| h.facts.report.as_ref()).is_some_and(|r| r.guarded);
         let spoken = self.slots.iter_mut().filter(|(ip, _)| !silent.contains(ip));
         let addresses: BTreeMap<IpAddr, AddressOrder> =
-            spoken.map(|(ip, slot)| (*ip, slot.order_for(name, now))).collect();
+            spoken.map(|(ip, slot)| (*ip, slot.order_for(name, guarded, now))).collect();
         self.spoken.extend(addresses.keys());
         let wait_for_replica = self.is_acknowledged(name);
         if !wait_for_replica && let Some(host) = self.hosts.get_mut(name) {

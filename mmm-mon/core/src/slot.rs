@@ -3,6 +3,7 @@
 //!
 //! It knows orders, reports and time. It must never know why somebody should hold the address.
 
+use mmm_common::config::Quarantine;
 use mmm_common::epoch::Epoch;
 use mmm_common::ids::RoleName;
 use mmm_common::ids::{HostName, Millis};
@@ -10,7 +11,6 @@ use mmm_common::order::{AddressOrder, Hold};
 use mmm_common::safeguard::{Safeguard, stands};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 /// A hold order that an agent may be acting on, now or later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +48,7 @@ pub(crate) struct Slot {
     pub(crate) state: SlotState,
     /// When the leases that the monitor itself gave to a host are surely over.
     pub(crate) deadline: BTreeMap<HostName, Millis>,
-    /// ttl + margin.
-    pub(crate) quarantine: Duration,
+    pub(crate) quarantine: Quarantine,
 }
 
 /// Proof that nobody but the named host can be acting on an order for the address, now or later (R7).
@@ -71,16 +70,16 @@ pub(crate) enum Blocked {
 
 impl Slot {
     /// R11: nothing is known of the time before.
-    pub(crate) fn first(role: RoleName, epoch: Epoch, hosts: &[HostName], now: Millis, quarantine: Duration) -> Self {
+    pub(crate) fn first(role: RoleName, epoch: Epoch, hosts: &[HostName], now: Millis, quarantine: Quarantine) -> Self {
         let before = Epoch(epoch.0.saturating_sub(1));
         let live =
             hosts.iter().map(|to| Given { epoch: before, to: to.clone(), granters: Granters::Unknown }).collect();
         Slot::restored(SlotState { role, epoch, holder: None, write: false, live, given: epoch }, now, quarantine)
     }
 
-    /// R10: what was sent before the restart is waited out in full.
-    pub(crate) fn restored(state: SlotState, now: Millis, quarantine: Duration) -> Self {
-        let until = if stands(Safeguard::RestartQuarantine) { now + quarantine } else { now };
+    /// R10: what was sent before the restart is waited out in full; to whom, with a guard or without, is not known.
+    pub(crate) fn restored(state: SlotState, now: Millis, quarantine: Quarantine) -> Self {
+        let until = if stands(Safeguard::RestartQuarantine) { now + quarantine.plain } else { now };
         let deadline = state.live.iter().map(|o| (o.to.clone(), until)).collect();
         Slot { state, deadline, quarantine }
     }
@@ -94,8 +93,8 @@ impl Slot {
         acts_on.unwrap_or(self.state.epoch).max(self.state.given.min(self.state.epoch))
     }
 
-    /// What is sent from now on is waited out for so long: ttl + margin.
-    pub(crate) fn with_quarantine(self, quarantine: Duration) -> Self {
+    /// What is sent from now on is waited out for so long.
+    pub(crate) fn with_quarantine(self, quarantine: Quarantine) -> Self {
         Slot { quarantine, ..self }
     }
 
@@ -174,8 +173,8 @@ impl Slot {
         self.state.write = false;
     }
 
-    /// R8 (a) and (b). True if `live` changed.
-    pub(crate) fn heard(&mut self, from: &HostName, seen: Epoch, has: bool, now: Millis) -> bool {
+    /// R8 (a) and (b). `guarded`: as this report says. True if `live` changed.
+    pub(crate) fn heard(&mut self, from: &HostName, seen: Epoch, has: bool, guarded: bool, now: Millis) -> bool {
         let before = self.state.live.len();
         let by_live_order = self.state.live.iter().any(|o| o.to == *from && o.epoch == seen);
         if !has || by_live_order || !stands(Safeguard::ReleaseWithoutAddress) {
@@ -189,7 +188,7 @@ impl Slot {
             self.state.live.retain(|o| o.to != *from || (o.epoch >= seen && (has || counts(o))));
             let left = own(&self.state.live);
             if left < mine && left > 0 && stands(Safeguard::AcknowledgedWait) {
-                self.extend(from, now);
+                self.extend(from, guarded, now);
             }
         }
         if has && by_live_order && stands(Safeguard::HoldReportClears) {
@@ -205,8 +204,9 @@ impl Slot {
         before != self.state.live.len()
     }
 
-    /// The word for one host, to be sent now (R2, R3). None: there is nothing to say to it.
-    pub(crate) fn order_for(&mut self, host: &HostName, now: Millis) -> AddressOrder {
+    /// The word for one host, to be sent now (R2, R3). `guarded`: as the report says that it answers, for an agent of
+    /// another life refuses it.
+    pub(crate) fn order_for(&mut self, host: &HostName, guarded: bool, now: Millis) -> AddressOrder {
         let newest = self.state.live.iter().find(|o| o.to == *host && o.epoch == self.state.epoch);
         match newest.map(|o| &o.granters) {
             Some(Granters::Known(granters)) if self.state.holder.as_ref() == Some(host) => {
@@ -217,15 +217,15 @@ impl Slot {
                     proof: self.state.live.iter().all(|o| o.to == *host) || !stands(Safeguard::ProofOfAll),
                     write: self.state.write,
                 };
-                self.extend(host, now);
+                self.extend(host, guarded, now);
                 AddressOrder::Hold(hold)
             }
             Some(Granters::Known(_) | Granters::Unknown) | None => AddressOrder::LetGo { epoch: self.told_epoch() },
         }
     }
 
-    fn extend(&mut self, host: &HostName, now: Millis) {
-        let until = now + self.quarantine;
+    fn extend(&mut self, host: &HostName, guarded: bool, now: Millis) {
+        let until = now + self.quarantine.for_a_host(guarded);
         let deadline = self.deadline.entry(host.clone()).or_insert(until);
         *deadline = until.max(*deadline);
     }
@@ -245,7 +245,8 @@ impl Slot {
 mod tests {
     use super::*;
 
-    const QUARANTINE: Duration = Duration::from_millis(4500);
+    const QUARANTINE: Quarantine =
+        Quarantine { plain: Duration::from_millis(4500), guarded: Duration::from_millis(3200) };
 
     fn h(name: &str) -> HostName {
         name.into()
@@ -260,7 +261,7 @@ mod tests {
         let mut s = Slot::first("writer".into(), Epoch(9), &[], Millis(0), QUARANTINE);
         let proof = s.free_for(&h("db1"), Millis(0)).unwrap();
         s.grant(proof, Epoch(10), set(&["db2"]), true);
-        s.order_for(&h("db1"), Millis(renewed));
+        s.order_for(&h("db1"), false, Millis(renewed));
         s
     }
 
@@ -275,6 +276,18 @@ mod tests {
         assert!(s.free_for(&h("db2"), Millis(5500)).is_ok());
     }
 
+    #[test]
+    fn a_holder_with_the_exact_guard_is_waited_out_for_less_and_never_for_less_than_before() {
+        let mut s = held_by_db1(1000);
+        let blocked = |s: &Slot| s.free_for(&h("db2"), Millis(1001)).unwrap_err();
+        s.order_for(&h("db1"), true, Millis(1100));
+        assert_eq!(blocked(&s), Blocked::Lease { of: h("db1"), until: Millis(5500) }, "what was sent to it before counts");
+        s.order_for(&h("db1"), true, Millis(3000));
+        assert_eq!(blocked(&s), Blocked::Lease { of: h("db1"), until: Millis(6200) });
+        let restarted = Slot::restored(s.state, Millis(3000), QUARANTINE);
+        assert_eq!(blocked(&restarted), Blocked::Lease { of: h("db1"), until: Millis(7500) }, "it is not remembered");
+    }
+
     // lessons.md 2
     #[test]
     fn who_is_no_granter_can_never_wait_it_out() {
@@ -286,10 +299,10 @@ mod tests {
     fn a_new_granter_counts_once_the_holder_has_acknowledged_and_its_older_leases_are_over() {
         let mut s = held_by_db1(0);
         s.regrant(Epoch(11), set(&["db2", "db3"]));
-        s.order_for(&h("db1"), Millis(1000));
+        s.order_for(&h("db1"), false, Millis(1000));
         assert_eq!(s.settled_granters(), None, "not acknowledged");
         assert_eq!(s.free_for(&h("db3"), Millis(60_000)).unwrap_err(), Blocked::NoGranter { of: h("db1") });
-        s.heard(&h("db1"), Epoch(11), true, Millis(1100));
+        s.heard(&h("db1"), Epoch(11), true, false, Millis(1100));
         assert_eq!(s.settled_granters(), Some(&set(&["db2", "db3"])));
         assert!(s.free_for(&h("db3"), Millis(5599)).is_err());
         assert!(s.free_for(&h("db3"), Millis(5600)).is_ok());
@@ -298,11 +311,11 @@ mod tests {
     #[test]
     fn the_others_are_told_of_a_change_once_the_holder_has_acknowledged_it() {
         let mut s = held_by_db1(0);
-        let told = |s: &mut Slot| s.order_for(&h("db2"), Millis(100)).epoch();
+        let told = |s: &mut Slot| s.order_for(&h("db2"), false, Millis(100)).epoch();
         assert_eq!(told(&mut s), Epoch(10));
         s.regrant(Epoch(11), set(&["db2", "db3"]));
         assert_eq!(told(&mut s), Epoch(10), "db1 may not have heard of it, and needs their vouches");
-        s.heard(&h("db1"), Epoch(11), true, Millis(200));
+        s.heard(&h("db1"), Epoch(11), true, false, Millis(200));
         assert_eq!(told(&mut s), Epoch(11));
         s.rewrite(Epoch(12), set(&["db2"]), false);
         assert_eq!(told(&mut s), Epoch(11));
@@ -325,9 +338,9 @@ mod tests {
     fn a_release_reported_at_the_new_epoch_frees_at_once() {
         let mut s = held_by_db1(0);
         s.release(Epoch(11));
-        assert!(!s.heard(&h("db1"), Epoch(10), false, Millis(1)), "not holding at its own epoch clears nothing");
-        assert!(!s.heard(&h("db1"), Epoch(11), true, Millis(1)), "having it clears nothing");
-        assert!(s.heard(&h("db1"), Epoch(11), false, Millis(1)));
+        assert!(!s.heard(&h("db1"), Epoch(10), false, false, Millis(1)), "not holding at its own epoch clears nothing");
+        assert!(!s.heard(&h("db1"), Epoch(11), true, false, Millis(1)), "having it clears nothing");
+        assert!(s.heard(&h("db1"), Epoch(11), false, false, Millis(1)));
         assert!(s.free_for(&h("db2"), Millis(1)).is_ok());
     }
 
@@ -335,10 +348,10 @@ mod tests {
     fn the_first_start_trusts_nobody_until_all_have_answered_at_the_new_epoch() {
         let mut s = Slot::first("writer".into(), Epoch(100), &[h("db1"), h("db2")], Millis(0), QUARANTINE);
         assert_eq!(s.free_for(&h("db1"), Millis(1 << 40)).unwrap_err(), Blocked::Unknown { of: h("db2") });
-        assert_eq!(s.order_for(&h("db2"), Millis(0)), AddressOrder::LetGo { epoch: Epoch(100) });
-        s.heard(&h("db2"), Epoch(0), false, Millis(1));
+        assert_eq!(s.order_for(&h("db2"), false, Millis(0)), AddressOrder::LetGo { epoch: Epoch(100) });
+        s.heard(&h("db2"), Epoch(0), false, false, Millis(1));
         assert!(s.free_for(&h("db1"), Millis(1)).is_err(), "an answer from before says nothing");
-        s.heard(&h("db2"), Epoch(100), false, Millis(2));
+        s.heard(&h("db2"), Epoch(100), false, false, Millis(2));
         assert!(s.free_for(&h("db1"), Millis(2)).is_ok());
     }
 
@@ -348,12 +361,12 @@ mod tests {
         s.release(Epoch(11));
         let proof = s.free_for(&h("db2"), Millis(4500)).unwrap();
         s.grant(proof, Epoch(12), set(&["db1"]), true);
-        let proved = |s: &mut Slot| match s.order_for(&h("db2"), Millis(4501)) {
+        let proved = |s: &mut Slot| match s.order_for(&h("db2"), false, Millis(4501)) {
             AddressOrder::Hold(hold) => hold.proof,
             AddressOrder::LetGo { .. } => panic!("db2 holds"),
         };
         assert!(!proved(&mut s), "db1 has not answered");
-        s.heard(&h("db1"), Epoch(12), false, Millis(9000));
+        s.heard(&h("db1"), Epoch(12), false, false, Millis(9000));
         assert!(proved(&mut s));
     }
 

@@ -84,6 +84,7 @@ fn report(seq: u64) -> Report {
         vouched: Default::default(),
         conflicts: Default::default(),
         machine_boot: "m".into(),
+        guarded: false,
         leaving: false,
     }
 }

@@ -9,7 +9,7 @@
 use crate::compact::{Agent, Anchor, Decided, Given, Granters, Hold, Id, Lease, MOST, Set, has};
 use crate::rules::Grant;
 use mmm_agent_core::model::{Address, HoldParts, Parts};
-use mmm_common::config::Cluster;
+use mmm_common::config::{Cluster, Quarantine};
 use mmm_common::epoch::{Anchor as RealAnchor, Boot, Epoch};
 use mmm_common::ids::{HostName, Millis};
 use mmm_common::order::{AddressOrder, Hold as RealHold};
@@ -175,10 +175,15 @@ pub(crate) fn allows(a: &Agent, ttl: i8) -> Allowed {
 
 // ---- the monitor ----------------------------------------------------------------------------------------------
 
+/// Nobody has the exact guard here.
+fn waits(quarantine: i8) -> Quarantine {
+    Quarantine { plain: ticks(quarantine), guarded: ticks(quarantine) }
+}
+
 fn decisions(d: &Decided, quarantine: i8) -> Decisions {
     let deadline =
         (0..MOST as Id).filter(|i| d.wait[*i as usize] > 0).map(|i| (name(i), at(d.wait[i as usize]))).collect();
-    Decisions::assembled(state(d), deadline, ticks(quarantine))
+    Decisions::assembled(state(d), deadline, waits(quarantine))
 }
 
 fn state(d: &Decided) -> SlotState {
@@ -230,11 +235,11 @@ fn decided(slot: Decisions) -> Decided {
 
 pub(crate) fn first(epoch_: u8, hosts: u8, quarantine: i8) -> Decided {
     let hosts: Vec<HostName> = (0..hosts).map(name).collect();
-    decided(Decisions::first("writer".into(), epoch(epoch_), &hosts, NOW, ticks(quarantine)))
+    decided(Decisions::first("writer".into(), epoch(epoch_), &hosts, NOW, waits(quarantine)))
 }
 
 pub(crate) fn restored(d: &Decided, quarantine: i8) -> Decided {
-    decided(Decisions::restored(state(d), NOW, ticks(quarantine)))
+    decided(Decisions::restored(state(d), NOW, waits(quarantine)))
 }
 
 pub(crate) fn rewrite(d: &Decided, granters: Set, quarantine: i8) -> Decided {
@@ -309,8 +314,8 @@ fn ask(d: &Decided, word: Word, quarantine: i8) -> Said {
                 return None;
             }
         }
-        Word::Heard { from, epoch: seen, has } => slot.heard(&name(from), epoch(seen), has, NOW),
-        Word::Order { to } => match slot.order_for(&name(to), NOW) {
+        Word::Heard { from, epoch: seen, has } => slot.heard(&name(from), epoch(seen), has, false, NOW),
+        Word::Order { to } => match slot.order_for(&name(to), false, NOW) {
             AddressOrder::Hold(hold) => {
                 said = Some(Told::Hold { granters: set(&hold.granters), proof: hold.proof });
             }

@@ -113,7 +113,9 @@ impl Ledger {
                 }
                 Seen::Ordered { order, at, .. } => book.ordered(order, *at, ttl),
                 Seen::Answered { by, answer, .. } => book.answered(by, answer),
-                Seen::Promised { answer, at, .. } => book.promised(answer, *at, &world.hosts[host].clock),
+                Seen::Promised { answer, guarded, at, .. } => {
+                    book.promised(answer, *guarded, *at, &world.hosts[host].clock);
+                }
                 Seen::Taken { ip, until, fresh, at, .. } => {
                     let page = book.pages.entry(*ip).or_default();
                     let lease = page.lease(*at, ttl);
@@ -196,8 +198,9 @@ impl Book {
     }
 
     /// R6 (b).
-    fn promised(&mut self, answer: &VouchAnswer, at: Millis, clock: &Clock) {
-        let until = clock.when(at + Duration::from_millis(answer.lease_ttl_ms) + Cluster::MARGIN);
+    fn promised(&mut self, answer: &VouchAnswer, guarded: bool, at: Millis, clock: &Clock) {
+        let ttl = Duration::from_millis(answer.lease_ttl_ms);
+        let until = clock.when(at + ttl + Cluster::margin(ttl, guarded));
         for ip in answer.vouched.keys() {
             let page = self.pages.entry(*ip).or_default();
             page.promised_until = page.promised_until.max(until);

@@ -37,7 +37,7 @@ mod tests {
         let vouched = BTreeMap::from([(writer(), mmm_common::epoch::Epoch(1))]);
         let (anchor, refused) = (Anchor::default(), BTreeMap::new());
         let answer = VouchAnswer { anchor, lease_ttl_ms: 3_000, vouched, refused };
-        w.seen = vec![Seen::Promised { host: "db2".into(), answer, at: Millis(w.now) }];
+        w.seen = vec![Seen::Promised { host: "db2".into(), answer, guarded: false, at: Millis(w.now) }];
         ledger.follow(&w);
         let take = |w: &World| Seen::Taken {
             host: "db2".into(),

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 pub(super) fn look(world: &World) -> Result<(), String> {
     let mut seen: BTreeMap<IpAddr, &HostName> = BTreeMap::new();
     for (name, host) in world.hosts.iter().filter(|(_, h)| h.answers()) {
-        for ip in host.kernel.keys() {
+        for ip in host.kernel.keys().filter(|ip| host.answers_for(**ip, world.now)) {
             if let Some(other) = seen.insert(*ip, name) {
                 return Err(format!("TWO HOLDERS: {ip} is on {other} and on {name}"));
             }

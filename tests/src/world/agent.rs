@@ -14,7 +14,7 @@ use mmm_common::config::Agent as AgentConfig;
 use mmm_common::epoch::Boot;
 use mmm_common::ids::HostName;
 use mmm_common::vouch::{VouchAnswer, VouchRequest};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 impl World {
     pub fn start_agent(&mut self, name: &HostName) {
@@ -26,7 +26,14 @@ impl World {
         let boot = Boot(host.boots);
         let machine = format!("machine-{}", host.machine_boot);
         let now = host.clock.shows(self.now);
-        host.agent = Some(AgentCore::new(&config, host.saved.clone(), boot, machine, now));
+        // As the shell does it: without the guard, what a life with it has left is given up first.
+        if host.guarded {
+            host.allowed.get_or_insert_default();
+        } else if host.allowed.is_some() || host.saved.as_ref().is_some_and(|s| s.guarded) {
+            host.kernel.clear();
+            host.allowed = None;
+        }
+        host.agent = Some(AgentCore::new(&config, host.saved.clone(), boot, machine, host.guarded, now));
         host.told = None;
         host.minded_since = None;
         host.steps.clear();
@@ -78,6 +85,7 @@ impl World {
         self.kill_server(name);
         let host = self.host(name);
         host.kernel.clear();
+        host.allowed = None;
         host.alive = false;
         host.frozen = None;
         host.machine_boot += 1;
@@ -134,6 +142,9 @@ impl World {
                     *at
                 })
                 .collect();
+            for until in host.allowed.iter_mut().flat_map(BTreeMap::values_mut) {
+                *until += lost;
+            }
             for at in gone {
                 self.after(at - now, Event::Expire(name.into()));
             }
@@ -182,7 +193,7 @@ impl World {
     pub(super) fn asked(&mut self, from: HostName, to: &HostName, request: VouchRequest) {
         self.number += 1;
         let ask = AskId(self.number);
-        self.asks.insert(ask, from.clone());
+        self.asks.insert(ask, (from.clone(), request.guarded));
         self.agent_input(to, AgentInput::Asked { ask, from, request });
     }
 
@@ -239,6 +250,10 @@ impl World {
             }
             if ended {
                 self.end_process(name);
+                let host = self.host(name.as_str());
+                if host.kernel.is_empty() {
+                    host.allowed = None;
+                }
                 // Its last words arrive before the end of the connection is seen.
                 let ms = self.delivery(name, false);
                 self.after(ms + 1, Event::Ended(name.clone()));
@@ -277,9 +292,10 @@ impl World {
                 self.send(ms, Event::Ask(name.clone(), to, request));
             }
             AgentOutput::Vouch { ask, answer } => {
-                self.seen.push(Seen::Promised { host: name.clone(), answer: (*answer).clone(), at });
                 let ms = self.peer_delivery();
-                if let Some(to) = self.asks.remove(&ask) {
+                if let Some((to, guarded)) = self.asks.remove(&ask) {
+                    let answer_ = (*answer).clone();
+                    self.seen.push(Seen::Promised { host: name.clone(), answer: answer_, guarded, at });
                     self.send(ms, Event::Vouch(name.clone(), to, answer));
                 }
             }
@@ -295,8 +311,18 @@ impl World {
                     }
                     inputs.push_back(AgentInput::Done { step, result });
                 }
+                Step::Allow { ip, until } => {
+                    let result = self.allow_address(name, ip, until);
+                    if result.is_ok() {
+                        self.seen.push(Seen::Taken { host: name.clone(), ip, until, fresh: false, at });
+                    }
+                    inputs.push_back(AgentInput::Done { step, result });
+                }
                 Step::Remove { ip, .. } => {
                     host.kernel.remove(&ip);
+                    if let Some(tables) = &mut host.allowed {
+                        tables.remove(&ip);
+                    }
                     inputs.push_back(AgentInput::Done { step, result: Ok(()) });
                 }
                 Step::Announce { .. } => {}

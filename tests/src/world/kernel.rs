@@ -26,10 +26,29 @@ impl World {
         if host.clock.shows(now) >= until {
             return Err("the lease has ended before the address could be added".into());
         }
+        let allowed = host.clock.when(until);
+        if let Some(tables) = &mut host.allowed {
+            tables.insert(ip, allowed);
+        }
         let gone = now + host.clock.lasts(u64::from(lifetime_s) * 1000) + late;
         host.kernel.insert(ip, gone);
         self.after(gone - now, Event::Expire(name.clone()));
         Ok(())
+    }
+
+    /// As the agent's shell does it.
+    pub(super) fn allow_address(&mut self, name: &HostName, ip: IpAddr, until: Millis) -> Result<(), String> {
+        let now = self.now;
+        let Some(host) = self.hosts.get_mut(name) else { return Err("no such host".into()) };
+        let allowed = host.clock.when(until);
+        match &mut host.allowed {
+            Some(_) if allowed <= now => Err("the lease has ended before the guard could be armed".into()),
+            Some(tables) => {
+                tables.insert(ip, allowed);
+                Ok(())
+            }
+            None => Err("this agent has no exact guard".into()),
+        }
     }
 
     /// Removes what has outlived its time; an agent that runs is told by the kernel.
@@ -56,8 +75,7 @@ impl World {
             .iter()
             .find(|(name, h)| {
                 *name != asking
-                    && h.answers()
-                    && h.kernel.contains_key(&ip)
+                    && h.answers_for(ip, self.now)
                     && self.passes(asking, name)
                     && self.passes(name, asking)
             })

@@ -153,7 +153,11 @@ impl World {
             Step::SemiSync { .. } => "semisync",
             Step::Task(_) => "task",
             Step::Job(_) => "job",
-            Step::Address { .. } | Step::Announce { .. } | Step::Probe { .. } | Step::Remove { .. } => "",
+            Step::Address { .. }
+            | Step::Allow { .. }
+            | Step::Announce { .. }
+            | Step::Probe { .. }
+            | Step::Remove { .. } => "",
         };
         let refused = self.refuse_steps.contains(&(name.clone(), word));
         let answers = host.server.answers() && !refused;
@@ -210,6 +214,7 @@ impl World {
                 // Simulated replicas acknowledge what they receive, and are asked to by nobody.
                 Step::SemiSync { .. }
                 | Step::Address { .. }
+                | Step::Allow { .. }
                 | Step::Announce { .. }
                 | Step::Probe { .. }
                 | Step::Remove { .. } => {}
@@ -346,7 +351,7 @@ impl World {
     fn open_for_writes(&self) -> Option<HostName> {
         let writer: IpAddr = WRITER.parse().expect("an address");
         let open = |(name, h): &(&HostName, &SimHost)| {
-            h.kernel.contains_key(&writer) && !h.server.read_only && self.serves(name)
+            h.answers_for(writer, self.now) && !h.server.read_only && self.serves(name)
         };
         self.hosts.iter().find(open).map(|(name, _)| name.clone())
     }

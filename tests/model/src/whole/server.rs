@@ -140,6 +140,7 @@ impl Server {
             | Step::Job(_)
             | Step::SemiSync { .. }
             | Step::Address { .. }
+            | Step::Allow { .. }
             | Step::Announce { .. }
             | Step::Probe { .. }
             | Step::Remove { .. } => {}
