@@ -11,6 +11,7 @@ use mmm_common::state::{HostMode, HostState, RoleMode};
 use mmm_common::vouch::{VouchAnswer, VouchRequest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 const WRITER: &str = "10.0.0.50";
 const READER: &str = "10.0.0.51";

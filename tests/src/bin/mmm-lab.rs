@@ -105,6 +105,13 @@ enum Verb {
         /// How often each is measured.
         #[arg(long, default_value_t = 5)]
         runs: usize,
+        /// Measure only these, by key: move, kill, stop, stop-500ms, cable, cable-1s, cable-300ms, cable-unguarded, reader,
+        /// idle.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Write everything as JSON as well.
+        #[arg(long)]
+        json: Option<PathBuf>,
     },
     /// Faults drawn from a seed, one after the other and two at once, while clients write and watchers look at kernels,
     /// servers and the wire. Ends with 0 only if no address was on two hosts, no acknowledged row is lost without an
@@ -223,7 +230,9 @@ fn act(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
         Verb::Up(up) => return bring_up(cli.id, up),
         Verb::Demo { server, stay } => return demo::run(cli.id, server.server, stay).map(|()| ExitCode::SUCCESS),
-        Verb::Bench { server, runs } => return bench::run(&server.server, runs).map(|()| ExitCode::SUCCESS),
+        Verb::Bench { server, runs, only, json } => {
+            return bench::run(&server.server, runs, &only, json.as_deref()).map(|()| ExitCode::SUCCESS);
+        }
         Verb::Chaos(asked) => return chaos(asked),
         Verb::Data(asked) => return prove_data(asked),
         Verb::Down => {

@@ -4,7 +4,7 @@
 //! What the world does to a host is done at the bridge, where the host cannot see it: a port set down (the cable is
 //! out), or frames dropped between two ports (a one-way cut, ARP included).
 
-use super::process::{must, within};
+use super::process::{must, run, within};
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeSet;
 use std::fs;
@@ -41,6 +41,31 @@ pub fn ip_of(host: &str) -> Result<Ipv4Addr> {
         "db3" => Ipv4Addr::new(10, 77, 0, 13),
         other => bail!("the lab has no host '{other}'; its hosts are {}", hosts().join(", ")),
     })
+}
+
+/// Which of these hosts, all of which have the address, answer for it: an agent's exact guard holds the answers back once
+/// the lease is over, while the kernel may keep the address for another second or two. None or one is as it should be.
+pub fn answering<T: Copy>(hosts: &[(T, &Path)], ip: Ipv4Addr) -> Result<Vec<T>> {
+    let passes = |netns: &Path| -> Result<bool> {
+        let mut nft = Command::new("nft");
+        nft.args(["list", "set", "inet", "mmm_guard", "alive4"]);
+        let shown = run(Some(netns), nft, LIMIT).context("look at the exact guard")?;
+        Ok(!shown.ok() || shown.text.split(|c: char| !(c.is_ascii_digit() || c == '.')).any(|word| word == ip.to_string()))
+    };
+    let mut first = Vec::new();
+    for (host, netns) in hosts {
+        if passes(netns)? {
+            first.push((*host, *netns));
+        }
+    }
+    // One after the other was asked: both answered at one moment only if who was asked first still does.
+    let mut still = Vec::new();
+    for (host, netns) in first {
+        if passes(netns)? {
+            still.push(host);
+        }
+    }
+    Ok(still)
 }
 
 /// Every host with a namespace of its own, besides the bridge.

@@ -1,12 +1,13 @@
-//! A watcher over the rule that matters most: no address on two hosts at once. It looks into every host's kernel all
+//! A watcher over the rule that matters most: no two hosts answer for one address at once. It looks into every host's kernel all
 //! the time a test runs, from outside of the network, so no cut hides anything from it.
 
-use super::network::{DB, Network, READERS, WRITER};
+use super::network::{DB, Network, READERS, WRITER, answering};
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CloneFlags, setns};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -34,7 +35,8 @@ impl Watch {
         let mut namespaces = Vec::new();
         for host in DB {
             let path = network.netns(host);
-            namespaces.push(File::open(&path).with_context(|| format!("open {}", path.display()))?);
+            let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+            namespaces.push((path, file));
         }
         let stop = Arc::new(AtomicBool::new(false));
         let thread = {
@@ -71,14 +73,14 @@ impl Drop for Watch {
     }
 }
 
-fn look_until(stop: &AtomicBool, namespaces: &[File]) -> Result<Seen> {
+fn look_until(stop: &AtomicBool, namespaces: &[(PathBuf, File)]) -> Result<Seen> {
     let began = Instant::now();
     let roles: Vec<Ipv4Addr> = READERS.into_iter().chain([WRITER]).collect();
     let mut seen = Seen::default();
     let mut writer = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let mut there = Vec::new();
-        for namespace in namespaces {
+        for (_, namespace) in namespaces {
             there.push(addresses(namespace)?);
         }
         for ip in &roles {
@@ -87,10 +89,11 @@ fn look_until(stop: &AtomicBool, namespaces: &[File]) -> Result<Seen> {
             // two hosts only if the one looked at first still has it.
             let mut still = Vec::new();
             for host in holders.iter().take(if holders.len() > 1 { holders.len() } else { 0 }) {
-                if addresses(&namespaces[*host])?.contains(ip) {
-                    still.push(DB[*host]);
+                if addresses(&namespaces[*host].1)?.contains(ip) {
+                    still.push((DB[*host], namespaces[*host].0.as_path()));
                 }
             }
+            let still = if still.len() > 1 { answering(&still, *ip)? } else { Vec::new() };
             let at = began.elapsed().as_secs_f64();
             if still.len() > 1 {
                 seen.doubled.push(format!("{ip} on {} at {at:.3} s", still.join(" and ")));

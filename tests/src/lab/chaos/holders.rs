@@ -2,12 +2,12 @@
 //! asked over a netlink socket that was opened inside its namespace, and each server over its unix socket. No cut of
 //! the network hides anything from it.
 //!
-//! It never starts a program to look, never waits for a hanging server longer than its time limit, and counts as blind
+//! It starts a program to look only when two hosts have an address (nft: does the exact guard let both answer?), never waits for a hanging server longer than its time limit, and counts as blind
 //! every moment between two looks.
 
 use super::Timeline;
 use crate::lab::Lab;
-use crate::lab::network::{DB, READERS, WRITER};
+use crate::lab::network::{DB, READERS, WRITER, answering};
 use crate::lab::process::within;
 use crate::lab::server::Dialect;
 use anyhow::{Context as _, Result, bail};
@@ -22,7 +22,7 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -139,10 +139,11 @@ pub(super) fn look(
                 let mut still = Vec::new();
                 for host in holders {
                     if kernels[host].addresses()?.contains(ip) {
-                        still.push(host);
+                        still.push((host, kernels[host].netns.clone()));
                     }
                 }
-                holders = still;
+                let asked: Vec<(usize, &Path)> = still.iter().map(|(host, netns)| (*host, netns.as_path())).collect();
+                holders = if asked.len() > 1 { answering(&asked, *ip)? } else { asked.iter().map(|(h, _)| *h).collect() };
             }
             let names: Vec<&'static str> = holders.iter().map(|i| DB[*i]).collect();
             if holders.len() > 1 {
@@ -189,6 +190,7 @@ pub(super) fn look(
 /// A netlink socket in a host's namespace; it stays there wherever the thread is that uses it.
 struct Kernel {
     host: &'static str,
+    netns: PathBuf,
     socket: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
@@ -196,13 +198,14 @@ struct Kernel {
 
 impl Kernel {
     fn open(lab: &Lab, host: &'static str) -> Result<Kernel> {
-        let socket = within(&lab.network().netns(host), || {
+        let netns = lab.network().netns(host);
+        let socket = within(&netns, || {
             let flags = SockFlag::SOCK_CLOEXEC;
             socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)
         })?
         .with_context(|| format!("open a netlink socket on {host}"))?;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::new(2, 0))?;
-        Ok(Kernel { host, socket, sequence: 0, buffer: vec![0; 32 << 10] })
+        Ok(Kernel { host, netns, socket, sequence: 0, buffer: vec![0; 32 << 10] })
     }
 
     /// Role addresses only. See rtnetlink(7): RTM_GETADDR with NLM_F_DUMP.
