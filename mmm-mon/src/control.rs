@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 const CONNECTIONS: usize = 64;
 /// For sending the request, and again for taking the answer.
@@ -60,7 +60,7 @@ pub(crate) async fn serve(listener: TcpListener, feed: Feed, doctor: Doctor) {
         let full = visitors.len() >= CONNECTIONS;
         let has_asked = Arc::new(AtomicBool::new(false));
         let visit = visit(stream, from, feed.clone(), doctor.clone(), has_asked.clone(), full);
-        let task = tokio::spawn(visit).abort_handle();
+        let task = tokio::spawn(visit.in_current_span()).abort_handle();
         visitors.push_back(Visitor { task, has_asked });
     }
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 /// Events waiting at once; whoever has one more waits until the loop has caught up.
 const QUEUE: usize = 1024;
@@ -84,7 +84,7 @@ impl Feed {
     {
         let current = Arc::new(AtomicBool::new(true));
         let feed = Feed { queue: self.queue.clone(), current: current.clone(), refusals: self.refusals.clone() };
-        Worker { task: tokio::spawn(work(feed)).abort_handle(), current }
+        Worker { task: tokio::spawn(work(feed).in_current_span()).abort_handle(), current }
     }
 }
 

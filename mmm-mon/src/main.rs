@@ -6,6 +6,7 @@
 mod agents;
 mod checks;
 mod clock;
+mod clusters;
 mod control;
 mod doctor;
 mod feed;
@@ -14,13 +15,15 @@ mod kill;
 mod lines;
 mod runtime;
 mod status;
+mod systemd;
 
 use anyhow::Context;
 use clap::Parser;
 use mmm_common::config::parse;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use systemd::Systemd;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
@@ -35,6 +38,10 @@ struct Args {
     #[arg(short, long, value_name = "FILE", conflicts_with = "cluster")]
     config: Option<PathBuf>,
 
+    /// Watch several clusters: each mmm_mon_NAME.toml of this folder is one
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "cluster"])]
+    clusters: Option<PathBuf>,
+
     /// Read everything, print every mistake, and exit with 0 (good) or 2
     #[arg(long)]
     check_config: bool,
@@ -46,23 +53,32 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let path = args.path();
-    let config = parse::monitor(&path);
     if args.check_config {
-        return check_config(&path, config.err().unwrap_or_default());
+        return args.check_config();
     }
     log_to_stderr();
-    let config = match config {
-        Ok(config) => config,
-        Err(mistakes) => {
-            runtime::log_mistakes(&mistakes);
-            error!("mmm_mond does not start with this configuration");
-            return ExitCode::from(BAD_CONFIG);
-        }
+    let path = args.path();
+    let config = match &args.clusters {
+        // Each one's mistakes are its own.
+        Some(_) => None,
+        None => match parse::monitor(&path) {
+            Ok(config) => Some(config),
+            Err(mistakes) => {
+                runtime::log_mistakes(&mistakes);
+                error!("mmm_mond does not start with this configuration");
+                return ExitCode::from(BAD_CONFIG);
+            }
+        },
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime");
     let ended = runtime.and_then(|runtime| {
-        let ended = runtime.block_on(runtime::run(&path, config));
+        let ended = runtime.block_on(async {
+            let told = runtime::signals()?;
+            match config {
+                Some(config) => runtime::run(&path, config, told, Systemd::Told).await,
+                None => clusters::run(&path, told).await,
+            }
+        });
         // A thread that still reads a configuration, or a disk that hangs, does not keep the process.
         runtime.shutdown_background();
         ended
@@ -77,12 +93,29 @@ fn main() -> ExitCode {
 }
 
 impl Args {
+    /// The configuration, or with several clusters their folder.
     fn path(&self) -> PathBuf {
-        match (&self.config, &self.cluster) {
-            (Some(path), _) => path.clone(),
-            (None, Some(cluster)) => PathBuf::from(format!("{FOLDER}/mmm_mon_{cluster}.toml")),
-            (None, None) => PathBuf::from(format!("{FOLDER}/mmm_mon.toml")),
+        match (&self.clusters, &self.config, &self.cluster) {
+            (Some(folder), ..) => folder.clone(),
+            (None, Some(path), _) => path.clone(),
+            (None, None, Some(cluster)) => PathBuf::from(format!("{FOLDER}/mmm_mon_{cluster}.toml")),
+            (None, None, None) => PathBuf::from(format!("{FOLDER}/mmm_mon.toml")),
         }
+    }
+
+    fn check_config(&self) -> ExitCode {
+        let files = match &self.clusters {
+            None => vec![self.path()],
+            Some(folder) => match clusters::in_folder(folder) {
+                Ok(found) => found.into_values().collect(),
+                Err(e) => {
+                    let _ = writeln!(io::stderr(), "{e:#}");
+                    return ExitCode::from(BAD_CONFIG);
+                }
+            },
+        };
+        let good = files.iter().filter(|path| is_good(path)).count();
+        if good == files.len() { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIG) }
     }
 }
 
@@ -95,16 +128,21 @@ fn cluster(arg: &str) -> Result<String, String> {
     Ok(name.to_owned())
 }
 
-fn check_config(path: &std::path::Path, mistakes: Vec<parse::Mistake>) -> ExitCode {
+/// Says so, or every mistake.
+fn is_good(path: &Path) -> bool {
     // A reader that has gone needs no more of it.
-    if mistakes.is_empty() {
-        let _ = writeln!(io::stdout(), "{}: good", path.display());
-        return ExitCode::SUCCESS;
+    match parse::monitor(path) {
+        Ok(_) => {
+            let _ = writeln!(io::stdout(), "{}: good", path.display());
+            true
+        }
+        Err(mistakes) => {
+            for mistake in mistakes {
+                let _ = writeln!(io::stderr(), "{mistake}");
+            }
+            false
+        }
     }
-    for mistake in mistakes {
-        let _ = writeln!(io::stderr(), "{mistake}");
-    }
-    ExitCode::from(BAD_CONFIG)
 }
 
 fn log_to_stderr() {
@@ -132,6 +170,8 @@ mod tests {
         assert_eq!(path(&[]).unwrap(), PathBuf::from("/etc/mysql-mmm/mmm_mon.toml"));
         assert_eq!(path(&["@C1"]).unwrap(), PathBuf::from("/etc/mysql-mmm/mmm_mon_C1.toml"));
         assert_eq!(path(&["-c", "x.toml"]).unwrap(), PathBuf::from("x.toml"));
+        assert_eq!(path(&["--clusters", "/etc/all"]).unwrap(), PathBuf::from("/etc/all"));
+        assert!(path(&["--clusters", "/etc/all", "@C1"]).is_err());
         for wrong in [&["C1"][..], &["@"], &["@../x"], &["@C1", "-c", "x.toml"]] {
             assert!(path(wrong).is_err(), "{wrong:?}");
         }

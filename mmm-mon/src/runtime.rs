@@ -8,6 +8,7 @@ use crate::checks::Checkers;
 use crate::doctor::Doctor;
 use crate::feed::{Event, Feed, Inbox, Worker, feed};
 use crate::status::Status;
+use crate::systemd::Systemd;
 use crate::{clock, control, identity, kill};
 use anyhow::{Context, anyhow, bail};
 use mmm_common::config::Monitor as Config;
@@ -17,7 +18,6 @@ use mmm_common::epoch::Epoch;
 use mmm_common::ids::HostName;
 use mmm_mon_core::io::{Audit, Input, Level, Output, RequestId};
 use mmm_mon_core::{Core, Snapshot};
-use sd_notify::NotifyState;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -25,24 +25,53 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 /// The least pause after a tick, so that a deadline that does not go away cannot keep out everything else.
 const LEAST_PAUSE: Duration = Duration::from_millis(1);
 
-/// Runs the monitor until it is told to end.
+/// What a loop is told from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// To read its configuration again.
+    Reread,
+    End,
+}
+
+/// The process's signals as words for its loops.
+///
+/// # Errors
+/// They cannot be waited for.
+pub(crate) fn signals() -> anyhow::Result<UnboundedReceiver<Told>> {
+    let (words, told) = unbounded_channel();
+    for (kind, name, word) in [
+        (SignalKind::terminate(), "SIGTERM", Told::End),
+        (SignalKind::interrupt(), "SIGINT", Told::End),
+        (SignalKind::hangup(), "SIGHUP", Told::Reread),
+    ] {
+        let mut stream = signal(kind).with_context(|| format!("waiting for {name}"))?;
+        let words = words.clone();
+        tokio::spawn(async move { while stream.recv().await.is_some() && words.send(word).is_ok() {} });
+    }
+    Ok(told)
+}
+
+/// Runs the monitor of one cluster until it is told to end.
 ///
 /// # Errors
 /// What it needs at the start is not to be had, or the status could not be saved.
-pub(crate) async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
-    let mut hangup = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
-    let (mut runtime, mut inbox) = Runtime::start(path, config).await?;
-    let mut watchdog = watchdog();
-    notify(&[NotifyState::Ready]);
+pub(crate) async fn run(
+    path: &Path,
+    config: Config,
+    mut told: UnboundedReceiver<Told>,
+    systemd: Systemd,
+) -> anyhow::Result<()> {
+    let (mut runtime, mut inbox) = Runtime::start(path, config, systemd).await?;
+    let mut watchdog = systemd.watchdog();
+    systemd.ready();
     let mut ticked = false;
     loop {
         let wait = runtime.until_tick();
@@ -53,10 +82,11 @@ pub(crate) async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
         }
         tokio::select! {
             biased;
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = beat(&mut watchdog) => notify(&[NotifyState::Watchdog]),
-            _ = hangup.recv() => reread(path.to_owned(), runtime.feed.clone()),
+            word = told.recv() => match word {
+                Some(Told::Reread) => reread(path.to_owned(), runtime.feed.clone(), systemd),
+                Some(Told::End) | None => break,
+            },
+            _ = watchdog.due() => watchdog.alive(),
             event = inbox.next() => {
                 let Some(event) = event else { bail!("the queue of inputs has closed") };
                 runtime.event(event).await?;
@@ -65,7 +95,7 @@ pub(crate) async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
             () = sleep(wait.max(LEAST_PAUSE)) => ticked = false,
         }
     }
-    notify(&[NotifyState::Stopping]);
+    systemd.stopping();
     info!("ending; everything is saved, and the agents keep their roles for as long as their leases and peers allow");
     Ok(())
 }
@@ -84,10 +114,11 @@ struct Runtime {
     replies: BTreeMap<RequestId, oneshot::Sender<Answer>>,
     requests: u64,
     control: Worker,
+    systemd: Systemd,
 }
 
 impl Runtime {
-    async fn start(path: &Path, config: Config) -> anyhow::Result<(Self, Inbox)> {
+    async fn start(path: &Path, config: Config, systemd: Systemd) -> anyhow::Result<(Self, Inbox)> {
         let (status, saved) = Status::open::<Snapshot>(&config.status_path)?;
         let identity = identity::read_or_make(&config.status_path)?;
         let (feed, inbox) = feed();
@@ -122,6 +153,7 @@ impl Runtime {
             status: Some(status),
             replies: BTreeMap::new(),
             requests: 0,
+            systemd,
         };
         runtime.checkers.arrange(&runtime.config);
         runtime.agents.arrange(&runtime.config);
@@ -148,7 +180,7 @@ impl Runtime {
             Event::Reread(Err(mistakes)) => {
                 log_mistakes(&mistakes);
                 error!("the new configuration is refused; the old one goes on");
-                notify(&[NotifyState::Ready]);
+                self.systemd.ready();
                 Ok(())
             }
         }
@@ -171,7 +203,7 @@ impl Runtime {
                 info!("the configuration has been read again");
             }
         }
-        notify(&[NotifyState::Ready]);
+        self.systemd.ready();
         Ok(())
     }
 
@@ -241,11 +273,9 @@ fn serve(listener: TcpListener, feed: &Feed, doctor: &Doctor) -> Worker {
 }
 
 /// Reads the configuration in another thread: a file system that does not answer holds up nothing.
-fn reread(path: PathBuf, feed: Feed) {
+fn reread(path: PathBuf, feed: Feed, systemd: Systemd) {
     info!("SIGHUP: reading {} again", path.display());
-    let mut reloading = vec![NotifyState::Reloading];
-    reloading.extend(NotifyState::monotonic_usec_now());
-    notify(&reloading);
+    systemd.reloading();
     tokio::spawn(async move {
         let read = tokio::task::spawn_blocking(move || parse::monitor(&path)).await;
         if let Ok(result) = read {
@@ -267,26 +297,5 @@ fn log(audit: &Audit) {
         Level::Info => info!(host, epoch, "{}", audit.text),
         Level::Warn => warn!(host, epoch, "{}", audit.text),
         Level::Error => error!(host, epoch, "{}", audit.text),
-    }
-}
-
-/// Twice as often as systemd asks for; None when it does not ask.
-fn watchdog() -> Option<Interval> {
-    let mut timer = interval((sd_notify::watchdog_enabled()? / 2).max(Duration::from_millis(10)));
-    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    Some(timer)
-}
-
-async fn beat(watchdog: &mut Option<Interval>) -> Instant {
-    match watchdog {
-        Some(timer) => timer.tick().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Without systemd there is nobody to tell.
-fn notify(states: &[NotifyState]) {
-    if let Err(e) = sd_notify::notify(states) {
-        warn!("systemd could not be told {states:?}: {e}");
     }
 }

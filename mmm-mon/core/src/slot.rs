@@ -244,6 +244,7 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     const QUARANTINE: Quarantine =
         Quarantine { plain: Duration::from_millis(4500), guarded: Duration::from_millis(3200) };
