@@ -43,10 +43,10 @@ impl std::fmt::Debug for Examiner {
     }
 }
 
-/// For the host of this configuration.
-pub(crate) fn of(config: &Arc<Config>) -> Examiner {
+/// For the host of this configuration. `unguarded`: why there is no exact guard.
+pub(crate) fn of(config: &Arc<Config>, unguarded: Option<String>) -> Examiner {
     let config = Arc::clone(config);
-    Examiner::new(move || look(Arc::clone(&config)))
+    Examiner::new(move || look(Arc::clone(&config), unguarded.clone()))
 }
 
 impl Examiner {
@@ -108,7 +108,7 @@ impl Drop for Turn {
     }
 }
 
-async fn look(config: Arc<Config>) -> Examined {
+async fn look(config: Arc<Config>, unguarded: Option<String>) -> Examined {
     let mut facts = Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster: cluster_words(&config.cluster),
@@ -123,7 +123,7 @@ async fn look(config: Arc<Config>) -> Examined {
         timeout(PART, mysql::examine::replication_logins(&config)),
         timeout(PART, wire::look(&config, host)),
         timeout(PART, ports(&config, host)),
-        timeout(PART, kernel::look(&config)),
+        timeout(PART, kernel::look(&config, unguarded)),
     );
     let mut findings = Vec::new();
     match server {

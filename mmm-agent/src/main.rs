@@ -181,7 +181,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     let server = mysql::Database::start(Arc::clone(config), inputs);
     let hosts = config.cluster.hosts.iter().map(|(name, host)| (name.clone(), host.ip)).collect();
     let monitor_gone_after = config.cluster.lease_ttl + Cluster::MARGIN;
-    let (examiner, donor) = (examine::of(config), jobs::Donor::new(jobs::Helper::of(config)));
+    let (examiner, donor) = (examine::of(config, guard.as_ref().err().cloned()), jobs::Donor::new(jobs::Helper::of(config)));
     let myself = monitor_link::Myself { host: config.this.clone(), boot, hosts, monitor_gone_after, examiner, donor };
     let refusals = lines::Refusals::default();
     let (from_agents, agents) = mpsc::channel(WAITING_OF_AGENTS);
@@ -196,14 +196,14 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
         host.cluster_interface
     );
     Runtime {
-        core: Core::new(config, saved, boot, machine_boot, guard.is_some(), clock::now()),
+        core: Core::new(config, saved, boot, machine_boot, guard.is_ok(), clock::now()),
         disk,
         roles,
         announcer: arp::Announcer::new(addresses.clone()),
         prober,
         refusing: Default::default(),
         addresses,
-        guard,
+        guard: guard.ok(),
         link,
         peers,
         server: Box::new(move |step| server.queue(step)),
@@ -217,14 +217,14 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     .await
 }
 
-/// The exact guard, if it is wanted and works here. Without it addresses of a life that had it are given up: their leases
+/// The exact guard, or why there is none: it is not wanted, or does not work here. Without it addresses of a life that had it are given up: their leases
 /// are waited out for less time than the kernel takes to remove them.
 async fn put_up_guard(
     config: &Config,
     addresses: &netlink::Addresses,
     roles: &BTreeSet<IpAddr>,
     saved: Option<&Saved>,
-) -> anyhow::Result<Option<Guard>> {
+) -> anyhow::Result<Result<Guard, String>> {
     // One that has left the configuration may still be here.
     let known = saved.iter().flat_map(|s| s.addresses.keys());
     let all: BTreeSet<IpAddr> = roles.iter().chain(known).copied().collect();
@@ -232,7 +232,7 @@ async fn put_up_guard(
         match Guard::begin(&all).await {
             Ok(guard) => {
                 tracing::info!("the exact guard is up: role addresses answer until their leases end, and not longer");
-                return Ok(Some(guard));
+                return Ok(Ok(guard));
             }
             Err(why) => why,
         }
@@ -253,7 +253,7 @@ async fn put_up_guard(
             tracing::warn!("{why}");
         }
     }
-    Ok(None)
+    Ok(Err(why))
 }
 
 /// For jobs, which may only touch the data of a host that holds nothing.
