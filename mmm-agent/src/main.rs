@@ -29,11 +29,11 @@ mod watchdog;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use guard::Guard;
 use mmm_agent_core::Core;
 use mmm_agent_core::io::{Saved, SavedAddress};
 use mmm_common::config::parse::{self, Mistake};
 use mmm_common::config::{Agent as Config, Cluster, Host};
-use guard::Guard;
 use nix::sys::signal::{SigSet, Signal as UnixSignal};
 use runtime::{Ending, Inbox, Runtime, Signal};
 use std::collections::BTreeSet;
@@ -181,7 +181,8 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     let server = mysql::Database::start(Arc::clone(config), inputs);
     let hosts = config.cluster.hosts.iter().map(|(name, host)| (name.clone(), host.ip)).collect();
     let monitor_gone_after = config.cluster.lease_ttl + Cluster::MARGIN;
-    let (examiner, donor) = (examine::of(config, guard.as_ref().err().cloned()), jobs::Donor::new(jobs::Helper::of(config)));
+    let (examiner, donor) =
+        (examine::of(config, guard.as_ref().err().cloned()), jobs::Donor::new(jobs::Helper::of(config)));
     let myself = monitor_link::Myself { host: config.this.clone(), boot, hosts, monitor_gone_after, examiner, donor };
     let refusals = lines::Refusals::default();
     let (from_agents, agents) = mpsc::channel(WAITING_OF_AGENTS);
@@ -241,7 +242,9 @@ async fn put_up_guard(
     };
     let lease = config.cluster.lease_ttl;
     if lease < Cluster::SHORTEST_UNGUARDED_TTL {
-        bail!("lease_ttl is {lease:?}, which needs the exact guard: {why}. Or make lease_ttl 3s or longer on all hosts");
+        bail!(
+            "lease_ttl is {lease:?}, which needs the exact guard: {why}. Or make lease_ttl 3s or longer on all hosts"
+        );
     }
     tracing::warn!("there is no exact guard, so a failover from a silent host waits 1.3 s longer: {why}");
     if saved.is_some_and(|s| s.guarded) || guard::is_left() {

@@ -738,7 +738,10 @@ impl Core {
     fn is_quiescing(&self, now: Millis) -> bool {
         self.task.as_ref().is_some_and(|(task, _)| {
             matches!(task.work, Work::Quiesce { .. })
-                && self.slots.values().any(|s| s.right(now, lead(self.ttl)).is_some_and(|held| held.order.epoch == task.id))
+                && self
+                    .slots
+                    .values()
+                    .any(|s| s.right(now, lead(self.ttl)).is_some_and(|held| held.order.epoch == task.id))
         })
     }
 

@@ -42,11 +42,21 @@ impl Address {
         });
         let mut probe = Probe::default();
         probe.ended(now, None);
-        Address(Slot { seen, hold, vouched_until, present, kernel_until: None, allowed_until: None, probe, forgotten: false })
+        Address(Slot {
+            seen,
+            hold,
+            vouched_until,
+            present,
+            kernel_until: None,
+            allowed_until: None,
+            probe,
+            forgotten: false,
+        })
     }
 
     pub fn parts(self) -> Parts {
-        let Slot { seen, hold, vouched_until, present, kernel_until: _, allowed_until: _, probe: _, forgotten: _ } = self.0;
+        let Slot { seen, hold, vouched_until, present, kernel_until: _, allowed_until: _, probe: _, forgotten: _ } =
+            self.0;
         let hold = hold.map(|Held { order, lease, ttl: _, vouches }| {
             let lease = match lease {
                 Lease::Until(end) => Some(end),

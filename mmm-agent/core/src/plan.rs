@@ -96,7 +96,9 @@ impl Situation<'_> {
         steps.extend(self.slots.iter().filter_map(|(ip, slot)| self.probe(*ip, slot)));
         steps.extend(self.read_only());
         steps.extend(self.writable());
-        steps.extend(self.slots.iter().filter_map(|(ip, slot)| self.address(*ip, slot).or_else(|| self.allow(*ip, slot))));
+        steps.extend(
+            self.slots.iter().filter_map(|(ip, slot)| self.address(*ip, slot).or_else(|| self.allow(*ip, slot))),
+        );
         steps.extend(self.replication());
         steps.extend(self.semisync());
         steps.retain(|step| Subject::of(step).is_none_or(|subject| !self.under_way.contains(&subject)));

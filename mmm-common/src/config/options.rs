@@ -283,6 +283,7 @@ static AGENT: &[&dyn Known] = &[
     &STATE_PATH,
     &MYSQL_SOCKET,
     &WATCHDOG_DEVICE,
+    &EXACT_GUARD,
     &MYSQL_START_COMMAND,
     &MYSQL_STOP_COMMAND,
     &MYSQL_PID_FILE,

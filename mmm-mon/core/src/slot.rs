@@ -282,7 +282,11 @@ mod tests {
         let mut s = held_by_db1(1000);
         let blocked = |s: &Slot| s.free_for(&h("db2"), Millis(1001)).unwrap_err();
         s.order_for(&h("db1"), true, Millis(1100));
-        assert_eq!(blocked(&s), Blocked::Lease { of: h("db1"), until: Millis(5500) }, "what was sent to it before counts");
+        assert_eq!(
+            blocked(&s),
+            Blocked::Lease { of: h("db1"), until: Millis(5500) },
+            "what was sent to it before counts"
+        );
         s.order_for(&h("db1"), true, Millis(3000));
         assert_eq!(blocked(&s), Blocked::Lease { of: h("db1"), until: Millis(6200) });
         let restarted = Slot::restored(s.state, Millis(3000), QUARANTINE);

@@ -14,8 +14,12 @@ pub(super) fn look(world: &World, ledger: &Ledger) -> Result<(), String> {
         for (ip, gone) in &host.kernel {
             let Some(page) = book.pages.get(ip) else { continue };
             let lease = host.clock.when(page.longest) + ROUNDING;
-            if let Some(until) = host.allowed.as_ref().and_then(|tables| tables.get(ip)).filter(|until| **until > lease) {
-                return Err(format!("ANSWERS LONGER: {ip} may answer on {name} for {} ms more than its lease", until - lease));
+            if let Some(until) = host.allowed.as_ref().and_then(|tables| tables.get(ip)).filter(|until| **until > lease)
+            {
+                return Err(format!(
+                    "ANSWERS LONGER: {ip} may answer on {name} for {} ms more than its lease",
+                    until - lease
+                ));
             }
             // The guard ends the answers, so a lifetime is a whole second at least.
             let latest = lease + KERNEL_LATE + if host.allowed.is_some() { 1_000 } else { 0 };

@@ -162,7 +162,10 @@ pub fn run(server: &str, runs: usize, only: &[String], json: Option<&Path>) -> R
         println!("\n  {:<50} {:>10} {:>8} {:>9}", "while nothing happens, 3 hosts", "resident", "CPU", "programs");
         println!("  {}", "-".repeat(94));
         for used in &measured.used {
-            println!("  {:<50} {:>7.1} MB {:>7.2}% {:>9}", used.program, used.megabytes, used.cpu_percent, used.programs);
+            println!(
+                "  {:<50} {:>7.1} MB {:>7.2}% {:>9}",
+                used.program, used.megabytes, used.cpu_percent, used.programs
+            );
         }
     }
     println!(
@@ -267,9 +270,7 @@ fn reader_leaves(lab: &Lab, work: &Work, client: Client) -> Result<Figure> {
 fn break_replication(lab: &Lab, replica: &str) -> Result<()> {
     let writer = lab.writer()?;
     lab.mysql(writer, "CREATE TABLE app.broken (id INT PRIMARY KEY)")?;
-    wait_for("the new table on the replica", SOON, || {
-        lab.mysql(replica, "SELECT COUNT(*) FROM app.broken").map(drop)
-    })?;
+    wait_for("the new table on the replica", SOON, || lab.mysql(replica, "SELECT COUNT(*) FROM app.broken").map(drop))?;
     lab.mysql_session(replica, &["SET SESSION sql_log_bin = 0", "DROP TABLE app.broken"])?;
     lab.mysql(writer, "INSERT INTO app.broken VALUES (1)")?;
     let began = Instant::now();
@@ -306,12 +307,8 @@ mod tests {
 
     #[test]
     fn a_line_has_the_middle_and_the_worst_of_its_runs() {
-        let figure = |ms: u32| Figure {
-            seconds: f64::from(ms) / 1000.0,
-            lost: 1,
-            acknowledged: 10,
-            phases: Phases::default(),
-        };
+        let figure =
+            |ms: u32| Figure { seconds: f64::from(ms) / 1000.0, lost: 1, acknowledged: 10, phases: Phases::default() };
         let line = Line::of(&PLAIN, (1..=20).rev().map(figure).collect());
         assert_eq!((line.median, line.p95, line.max), (0.010, 0.019, 0.020));
         assert_eq!((line.runs, line.lost, line.acknowledged), (20, 20, 200));

@@ -50,7 +50,8 @@ pub fn answering<T: Copy>(hosts: &[(T, &Path)], ip: Ipv4Addr) -> Result<Vec<T>> 
         let mut nft = Command::new("nft");
         nft.args(["list", "set", "inet", "mmm_guard", "alive4"]);
         let shown = run(Some(netns), nft, LIMIT).context("look at the exact guard")?;
-        Ok(!shown.ok() || shown.text.split(|c: char| !(c.is_ascii_digit() || c == '.')).any(|word| word == ip.to_string()))
+        Ok(!shown.ok()
+            || shown.text.split(|c: char| !(c.is_ascii_digit() || c == '.')).any(|word| word == ip.to_string()))
     };
     let mut first = Vec::new();
     for (host, netns) in hosts {

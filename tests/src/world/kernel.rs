@@ -74,10 +74,7 @@ impl World {
         self.hosts
             .iter()
             .find(|(name, h)| {
-                *name != asking
-                    && h.answers_for(ip, self.now)
-                    && self.passes(asking, name)
-                    && self.passes(name, asking)
+                *name != asking && h.answers_for(ip, self.now) && self.passes(asking, name) && self.passes(name, asking)
             })
             .map(|(name, _)| name.clone())
     }

@@ -89,8 +89,7 @@ impl Phases {
 impl fmt::Display for Phases {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = ["notice", "decide", "fence and drain", "open", "announce", "client"];
-        let parts: Vec<String> =
-            names.iter().zip(self.parts()).map(|(name, ms)| format!("{name} {ms:.0}")).collect();
+        let parts: Vec<String> = names.iter().zip(self.parts()).map(|(name, ms)| format!("{name} {ms:.0}")).collect();
         write!(f, "{} ms", parts.join(", "))
     }
 }

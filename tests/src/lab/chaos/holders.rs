@@ -143,7 +143,8 @@ pub(super) fn look(
                     }
                 }
                 let asked: Vec<(usize, &Path)> = still.iter().map(|(host, netns)| (*host, netns.as_path())).collect();
-                holders = if asked.len() > 1 { answering(&asked, *ip)? } else { asked.iter().map(|(h, _)| *h).collect() };
+                holders =
+                    if asked.len() > 1 { answering(&asked, *ip)? } else { asked.iter().map(|(h, _)| *h).collect() };
             }
             let names: Vec<&'static str> = holders.iter().map(|i| DB[*i]).collect();
             if holders.len() > 1 {
