@@ -19,12 +19,13 @@ pub(crate) use donor::Donor;
 pub(crate) use helper::Helper;
 
 use binlog::Wanted;
-use mmm_agent_core::io::Input;
+use mmm_agent_core::io::{Input, Step};
 use mmm_common::config::Agent as Config;
 use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
 use mmm_common::order::{Job, JobWork};
 use mmm_common::report::{Extras, JobState};
+use mmm_helper::Verb;
 use progress::Progress;
 use sql::Session;
 use std::future::Future;
@@ -32,9 +33,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 use tool::Cancelled;
+
+/// For a process to end that is killed; one that waits for a disk may not.
+const KILL: Duration = Duration::from_secs(10);
 
 /// Asks the kernel which role addresses are on this host.
 pub(crate) type Present =
@@ -104,6 +109,16 @@ impl Jobs {
         });
         *running = Some(Running { job, task, cancelled });
     }
+}
+
+/// Has mmm_helperd kill the server; the answer comes as `Input::Done`.
+pub(crate) fn kill_server(config: &Config, inputs: UnboundedSender<Input>) {
+    let helper = Helper::of(config);
+    tokio::spawn(async move {
+        let result = helper.tell(Verb::Kill, KILL).await;
+        // Nobody is left to be told when the agent ends.
+        let _ended = inputs.send(Input::Done { step: Step::KillServer, result });
+    });
 }
 
 /// What reads binary logs is told to end: the process could not end before it.

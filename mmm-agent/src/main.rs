@@ -177,6 +177,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     netlink::watch(&host.cluster_interface, roles.clone(), changes)?;
     let (inputs, database) = mpsc::unbounded_channel();
     let prober = probe::Prober::new(addresses.clone(), inputs.clone());
+    let (for_kill, kill_config) = (inputs.clone(), Arc::clone(config));
     let jobs = jobs::Jobs::new(Arc::clone(config), present(&addresses, &roles), inputs.clone());
     let server = mysql::Database::start(Arc::clone(config), inputs);
     let hosts = config.cluster.hosts.iter().map(|(name, host)| (name.clone(), host.ip)).collect();
@@ -209,6 +210,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
         peers,
         server: Box::new(move |step| server.queue(step)),
         jobs: Box::new(move |job| jobs.begin(job)),
+        kill_server: Box::new(move || jobs::kill_server(&kill_config, for_kill.clone())),
         inbox: Inbox { signals, database, kernel, monitor, agents },
         alarm: clock::Alarm::new().context("making a timer on CLOCK_BOOTTIME")?,
         systemd_watchdog: sd_notify::watchdog_enabled(),

@@ -112,6 +112,8 @@ pub(crate) struct Runtime<C, D> {
     pub(crate) server: Box<dyn Fn(Step)>,
     /// Takes jobs; never waits.
     pub(crate) jobs: Box<dyn Fn(Job)>,
+    /// Has the local server killed, and tells what came of it; never waits.
+    pub(crate) kill_server: Box<dyn Fn()>,
     pub(crate) inbox: Inbox,
     pub(crate) alarm: Alarm,
     /// How often systemd wants to hear from the loop.
@@ -319,6 +321,10 @@ impl<C: Decide, D: Save> Runtime<C, D> {
             }
             Step::Job(job) => {
                 (self.jobs)(job);
+                return None;
+            }
+            Step::KillServer => {
+                (self.kill_server)();
                 return None;
             }
         };
@@ -551,6 +557,7 @@ mod tests {
             link,
             peers: Peers::default(),
             jobs: Box::new(|job| panic!("no story has a job: {job:?}")),
+            kill_server: Box::new(|| panic!("no story kills the server")),
             server: Box::new(move |step| queued.borrow_mut().push(step)),
             inbox: Inbox { signals: signals_out, database: database_out, kernel, monitor, agents },
             alarm: Alarm::new().unwrap(),

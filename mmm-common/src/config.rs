@@ -33,6 +33,7 @@ pub struct Cluster {
     pub drain_timeout: Duration,
     pub on_drain_timeout: OnDrainTimeout,
     pub hang_timeout: Duration,
+    pub on_hang: OnHang,
     pub restart_grace: Duration,
     /// Both sides of semi-synchronous replication are switched as the roles move.
     pub semisync: bool,
@@ -86,6 +87,7 @@ impl Cluster {
             drain_timeout: Duration::from_secs(30),
             on_drain_timeout: OnDrainTimeout::Hold,
             hang_timeout: Duration::from_secs(3),
+            on_hang: OnHang::Fence,
             restart_grace: Duration::ZERO,
             semisync: true,
             require_semisync: false,
@@ -141,6 +143,15 @@ pub enum OnDrainTimeout {
     Hold,
     /// The candidate is promoted with what it has applied, and what is missing is said.
     Promote,
+}
+
+/// What is done with a server that hangs, besides taking its addresses away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnHang {
+    /// It is made read-only as the first thing when it answers again.
+    Fence,
+    /// One that may be writable is killed, by mmm_helperd.
+    Kill,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

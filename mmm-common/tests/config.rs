@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use mmm_common::config::parse::{self, Mistake};
-use mmm_common::config::{Agent, Cluster, Monitor, OnDrainTimeout, ServerControl};
+use mmm_common::config::{Agent, Cluster, Monitor, OnDrainTimeout, OnHang, ServerControl};
 use mmm_common::ids::{HostName, RoleName};
 use mmm_common::state::{CheckKind, HostMode, MonitorMode, RoleMode};
 use proptest::prelude::*;
@@ -232,7 +232,7 @@ fn every_option_is_taken_over() {
         on_drain_timeout = "promote"
         hang_timeout = "4s"
         restart_grace = 5
-        on_hang = "fence"
+        on_hang = "kill"
         semisync = false
         require_semisync = true
         semisync_slaves = true
@@ -309,6 +309,7 @@ fn every_option_is_taken_over() {
     assert_eq!((cluster.move_grace, cluster.move_timeout, cluster.drain_timeout), (ms(0), ms(2500), ms(60_000)));
     assert_eq!(cluster.on_drain_timeout, OnDrainTimeout::Promote);
     assert_eq!((cluster.hang_timeout, cluster.restart_grace), (ms(4000), ms(5000)));
+    assert_eq!(cluster.on_hang, OnHang::Kill);
     assert!(!cluster.semisync && cluster.require_semisync && cluster.semisync_slaves && cluster.auto_reclone);
     let db3 = &cluster.hosts[&HostName::from("db3")];
     assert_eq!((db3.agent_port, db3.mysql_port), (1, 2));
@@ -769,18 +770,6 @@ fn tls_is_not_there_yet() {
         r#"
         mmm_mon.toml:4: TLS is not in this version yet: leave [tls] out, and see insecure_plaintext for daemons that listen beyond loopback"#,
     );
-}
-
-#[test]
-fn features_of_later_versions() {
-    let common = "on_hang = \"kill\"\n".to_owned() + COMMON;
-    check(
-        &[("mmm_agent.toml", AGENT), ("mmm_common.toml", &common)],
-        r#"
-        mmm_common.toml:1: on_hang = "kill" is not supported by this version yet: leave the option out, or at "fence""#,
-    );
-    // At its default it may stand there.
-    check(&[("mmm_agent.toml", AGENT), ("mmm_common.toml", &common.replace("kill", "fence"))], "");
 }
 
 #[test]

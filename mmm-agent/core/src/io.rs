@@ -164,6 +164,8 @@ pub enum Step {
         side: Side,
         on: bool,
     },
+    /// SIGKILL to the local server, which hangs and may be writable.
+    KillServer,
     Task(Task),
     /// Answered by `Input::Job`, several times.
     Job(Job),

@@ -20,7 +20,7 @@ mod vouch;
 
 use accept::{Accepted, Lease, SentReports, Slot};
 use io::{AskId, Audit, Input, Output, Saved, SavedAddress, Side, Step};
-use mmm_common::config::{Agent as Config, Cluster};
+use mmm_common::config::{Agent as Config, Cluster, OnHang};
 use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::ids::{HostName, Millis, RoleName};
 use mmm_common::order::{AddressOrder, Job, Order, ReplicationOrder, Task, Work};
@@ -79,6 +79,8 @@ pub struct Core {
     /// Whether this host is to acknowledge what it receives: a master always, a slave if so configured. None:
     /// semi-synchronous replication is left as it is.
     acknowledging: Option<bool>,
+    /// `on_hang`.
+    kills_hung: bool,
     /// The newest report that was answered; an order to an older one has been overtaken.
     answered: Option<Anchor>,
 
@@ -180,6 +182,7 @@ impl Core {
                 let master = cluster.hosts.get(&config.this).is_some_and(|h| h.mode == HostMode::Master);
                 master || cluster.semisync_slaves
             }),
+            kills_hung: cluster.on_hang == OnHang::Kill,
             answered: None,
             server: ServerReport::unknown("not looked at yet"),
             died_at: None,
@@ -508,6 +511,10 @@ impl Core {
                 info(out, "The server is writable".to_owned());
                 false
             }
+            Step::KillServer => {
+                info(out, "The server, which hung, is killed".to_owned());
+                false
+            }
             Step::Follow { host } => {
                 info(out, format!("The server replicates from {host}"));
                 // One that was under way when a drain began: the drain stops it again.
@@ -699,6 +706,8 @@ impl Core {
             acknowledging: self.acknowledging,
             wait_for_replica: self.wait_for_replica,
             writer: self.writer,
+            kills_hung: self.kills_hung,
+            opened: self.opened.is_some(),
             under_way: &self.under_way,
         };
         let mut steps = situation.plan();
@@ -762,6 +771,7 @@ impl Core {
                 | Step::Announce { .. }
                 | Step::Remove { .. }
                 | Step::ReadOnly
+                | Step::KillServer
                 | Step::Follow { .. }
                 | Step::Detach
                 | Step::SemiSync { .. }
@@ -917,6 +927,7 @@ impl Core {
             Step::Remove { ip, .. } => format!("removing {}", self.named(*ip)),
             Step::ReadOnly => "making the server read-only".to_owned(),
             Step::Writable { .. } => "making the server writable".to_owned(),
+            Step::KillServer => "killing the server, which hangs".to_owned(),
             Step::Follow { host } => format!("replicating from {host}"),
             Step::Detach => "stopping to fetch".to_owned(),
             Step::SemiSync { side, on } => describe_side(*side, *on).to_owned(),

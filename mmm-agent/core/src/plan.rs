@@ -26,6 +26,7 @@ pub(crate) enum Subject {
     Remove(IpAddr),
     ReadOnly,
     Writable,
+    Kill,
     Replication,
     SemiSync(Side),
 }
@@ -39,6 +40,7 @@ impl Subject {
             Step::Remove { ip, .. } => Some(Subject::Remove(*ip)),
             Step::ReadOnly => Some(Subject::ReadOnly),
             Step::Writable { .. } => Some(Subject::Writable),
+            Step::KillServer => Some(Subject::Kill),
             Step::Follow { .. } | Step::Detach => Some(Subject::Replication),
             Step::SemiSync { side, .. } => Some(Subject::SemiSync(*side)),
             Step::Announce { .. } | Step::Probe { .. } | Step::Task(_) | Step::Job(_) => None,
@@ -86,6 +88,10 @@ pub(crate) struct Situation<'a> {
     pub(crate) wait_for_replica: bool,
     /// The address of the active master's role.
     pub(crate) writer: Option<IpAddr>,
+    /// A hung server that may be writable is killed.
+    pub(crate) kills_hung: bool,
+    /// The server was opened, and has not been seen closed since.
+    pub(crate) opened: bool,
     pub(crate) under_way: &'a BTreeSet<Subject>,
 }
 
@@ -94,6 +100,7 @@ impl Situation<'_> {
     pub(crate) fn plan(&self) -> Vec<Step> {
         let mut steps: Vec<Step> = self.slots.iter().filter_map(|(ip, slot)| self.remove(*ip, slot)).collect();
         steps.extend(self.slots.iter().filter_map(|(ip, slot)| self.probe(*ip, slot)));
+        steps.extend(self.kill());
         steps.extend(self.read_only());
         steps.extend(self.writable());
         steps.extend(
@@ -138,6 +145,13 @@ impl Situation<'_> {
             && !self.rebuilding
             && (self.leaving || !self.quiescing))
             .then_some(Step::ReadOnly)
+    }
+
+    /// What is under way in it may be committed when it wakes, so this comes after the address has left.
+    fn kill(&self) -> Option<Step> {
+        let hangs = matches!(self.server.life, Life::Hung { .. });
+        let left = self.slots.values().all(|slot| !slot.present || !slot.is_managed());
+        (self.kills_hung && hangs && self.opened && left).then_some(Step::KillServer)
     }
 
     fn writable(&self) -> Option<Step> {

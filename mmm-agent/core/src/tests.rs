@@ -2,7 +2,7 @@
 
 use crate::Core;
 use crate::io::{Input, Output, Saved, SavedAddress, Side, Step};
-use mmm_common::config::{Agent as Config, Cluster, Host, Role};
+use mmm_common::config::{Agent as Config, Cluster, Host, OnHang, Role};
 use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::ids::Millis;
 use mmm_common::order::{AddressOrder, Hold, Job, JobWork, Order, ReplicationOrder, Task, Work};
@@ -149,6 +149,7 @@ impl Agent {
                             Step::Probe { ip } => self.probes.push(*ip),
                             Step::Announce { ip } => self.log.push(format!("announce {ip}")),
                             Step::ReadOnly => self.log.push("read-only".into()),
+                            Step::KillServer => self.log.push("kill".into()),
                             Step::Writable { .. } => self.log.push("writable".into()),
                             Step::Follow { host } => self.log.push(format!("follow {host}")),
                             Step::Detach => self.log.push("detach".into()),
@@ -759,4 +760,33 @@ fn a_promise_to_whom_the_guard_ends_in_time_is_shorter() {
         a.give(Input::KernelChanged);
         assert_eq!(a.last().addresses[&ip(WRITER)].promised_ms, promised, "{guarded} {lease_ttl_ms}");
     }
+}
+
+#[test]
+fn a_hung_server_that_may_be_writable_is_killed_after_its_address_has_left_if_so_configured() {
+    for (on_hang, then) in [(OnHang::Kill, "remove 10.0.0.50, kill"), (OnHang::Fence, "remove 10.0.0.50")] {
+        let mut config = config();
+        config.cluster.on_hang = on_hang;
+        let mut a = Agent::with(&config, None, 1, false);
+        a.hold(WRITER, 5, true);
+        a.server_did(Step::Writable { until: Millis(0) }, Writing::Allowed);
+        a.did();
+        let hung = ServerReport { life: Life::Hung { for_ms: 3000 }, ..server(Writing::Allowed) };
+        a.give(Input::Server(hung.clone()));
+        assert_eq!(a.did(), then);
+        a.give(Input::Server(hung.clone()));
+        assert_eq!(a.did(), "", "once: the answer is not there yet");
+        if on_hang == OnHang::Kill {
+            a.give(Input::Done { step: Step::KillServer, result: Err("no helper".into()) });
+            a.after(500);
+            assert_eq!(a.did(), "kill", "it is tried again");
+        }
+    }
+    let mut config = config();
+    config.cluster.on_hang = OnHang::Kill;
+    let mut reader = Agent::with(&config, None, 1, false);
+    reader.hold(READER, 5, false);
+    reader.did();
+    reader.give(Input::Server(ServerReport { life: Life::Hung { for_ms: 3000 }, ..server(Writing::ReadOnly) }));
+    assert_eq!(reader.did(), "remove 10.0.0.51", "it can commit nothing");
 }

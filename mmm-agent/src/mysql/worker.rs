@@ -94,6 +94,7 @@ impl Worker {
                 self.waiting.push_back(step);
             }
             Step::Job(_)
+            | Step::KillServer
             | Step::Address { .. }
             | Step::Allow { .. }
             | Step::Probe { .. }
@@ -132,6 +133,7 @@ impl Worker {
                 Step::SemiSync { side, on } => semisync::switch(&context, *side, *on).await,
                 Step::Task(_)
                 | Step::Job(_)
+                | Step::KillServer
                 | Step::Address { .. }
                 | Step::Allow { .. }
                 | Step::Probe { .. }

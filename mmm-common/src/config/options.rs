@@ -6,7 +6,7 @@
 
 use super::tree::{Node, Value};
 use super::values::{self, Wrong};
-use super::{OnDrainTimeout, Secret};
+use super::{OnDrainTimeout, OnHang, Secret};
 use crate::ids::{HostName, RoleName};
 use crate::state::{HostMode, MonitorMode, RoleMode};
 use std::net::IpAddr;
@@ -96,7 +96,7 @@ options! {
     ON_DRAIN_TIMEOUT: OnDrainTimeout = "on_drain_timeout", on_drain_timeout, Text("hold");
     HANG_TIMEOUT: Duration = "hang_timeout", duration, Text("3s");
     RESTART_GRACE: Duration = "restart_grace", duration, Text("0s");
-    ON_HANG: () = "on_hang", on_hang, Text("fence");
+    ON_HANG: OnHang = "on_hang", on_hang, Text("fence");
     SEMISYNC: bool = "semisync", flag, Flag(true);
     REQUIRE_SEMISYNC: bool = "require_semisync", flag, Flag(false);
     SEMISYNC_SLAVES: bool = "semisync_slaves", flag, Flag(false);

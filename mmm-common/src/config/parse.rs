@@ -7,7 +7,7 @@ use super::check::{self, At, Finding};
 use super::files::{self, Loaded};
 use super::merged::{Merged, Place};
 use super::options::{self as opt, Kind, Opt, Password};
-use super::{Agent, Check, Cluster, Host, Monitor, OnDrainTimeout, Role, Secret, ServerControl};
+use super::{Agent, Check, Cluster, Host, Monitor, OnDrainTimeout, OnHang, Role, Secret, ServerControl};
 use crate::ids::{HostName, RoleName};
 use crate::state::{CheckKind, HostMode, MonitorMode, RoleMode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -202,6 +202,7 @@ impl Draft {
             drain_timeout: self.need(&top(), &opt::DRAIN_TIMEOUT),
             on_drain_timeout: self.need(&top(), &opt::ON_DRAIN_TIMEOUT),
             hang_timeout: self.need(&top(), &opt::HANG_TIMEOUT),
+            on_hang: self.need(&top(), &opt::ON_HANG),
             restart_grace: self.need(&top(), &opt::RESTART_GRACE),
             semisync: self.need(&top(), &opt::SEMISYNC),
             require_semisync: self.need(&top(), &opt::REQUIRE_SEMISYNC),
@@ -410,6 +411,7 @@ blank! {
     RoleMode = RoleMode::Balanced;
     MonitorMode = MonitorMode::Passive;
     OnDrainTimeout = OnDrainTimeout::Hold;
+    OnHang = OnHang::Fence;
 }
 
 impl<T> Blank for Vec<T> {

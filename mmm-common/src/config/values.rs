@@ -5,7 +5,7 @@
 
 use super::suggest::hint;
 use super::tree::{Node, Value};
-use super::{OnDrainTimeout, Secret};
+use super::{OnDrainTimeout, OnHang, Secret};
 use crate::ids::{HostName, RoleName};
 use crate::state::{HostMode, MonitorMode, RoleMode};
 use std::net::IpAddr;
@@ -244,13 +244,6 @@ pub(super) fn on_drain_timeout(node: &Node) -> Result<OnDrainTimeout, Wrong> {
     word(node, &[("hold", OnDrainTimeout::Hold), ("promote", OnDrainTimeout::Promote)])
 }
 
-fn not_yet(node: &Node, default: &str) -> Result<(), Wrong> {
-    wrong(
-        node,
-        format!("= {} is not supported by this version yet: leave the option out, or at {default}", node.found()),
-    )
-}
-
 /// Empty: none.
 pub(super) fn text_or_none(node: &Node) -> Result<Option<String>, Wrong> {
     match node.text() {
@@ -260,9 +253,8 @@ pub(super) fn text_or_none(node: &Node) -> Result<Option<String>, Wrong> {
     }
 }
 
-/// What is done with a hung server: only its fencing, so far.
-pub(super) fn on_hang(node: &Node) -> Result<(), Wrong> {
-    if word(node, &[("fence", true), ("kill", false)])? { Ok(()) } else { not_yet(node, "\"fence\"") }
+pub(super) fn on_hang(node: &Node) -> Result<OnHang, Wrong> {
+    word(node, &[("fence", OnHang::Fence), ("kill", OnHang::Kill)])
 }
 
 #[cfg(test)]

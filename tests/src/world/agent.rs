@@ -326,6 +326,10 @@ impl World {
                     inputs.push_back(AgentInput::Done { step, result: Ok(()) });
                 }
                 Step::Announce { .. } => {}
+                Step::KillServer => {
+                    self.kill_server(name.as_str());
+                    inputs.push_back(AgentInput::Done { step, result: Ok(()) });
+                }
                 Step::Probe { ip } => {
                     let boot = Boot(host.boots);
                     let answered_by = self.other_holder(name, ip).map(|h| format!("the MAC address of {h}"));

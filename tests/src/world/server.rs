@@ -155,6 +155,7 @@ impl World {
             Step::Job(_) => "job",
             Step::Address { .. }
             | Step::Allow { .. }
+            | Step::KillServer
             | Step::Announce { .. }
             | Step::Probe { .. }
             | Step::Remove { .. } => "",
@@ -215,6 +216,7 @@ impl World {
                 Step::SemiSync { .. }
                 | Step::Address { .. }
                 | Step::Allow { .. }
+                | Step::KillServer
                 | Step::Announce { .. }
                 | Step::Probe { .. }
                 | Step::Remove { .. } => {}

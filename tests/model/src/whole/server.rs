@@ -141,6 +141,7 @@ impl Server {
             | Step::SemiSync { .. }
             | Step::Address { .. }
             | Step::Allow { .. }
+            | Step::KillServer
             | Step::Announce { .. }
             | Step::Probe { .. }
             | Step::Remove { .. } => {}

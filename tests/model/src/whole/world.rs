@@ -536,8 +536,8 @@ impl World {
                     // Looked at before the agent goes on.
                     self.look();
                 }
-                // Nobody has the exact guard here.
-                Step::Allow { .. } => {}
+                // Nobody has the exact guard here, nor kills a server.
+                Step::Allow { .. } | Step::KillServer => {}
                 Step::Remove { ip, .. } => {
                     host.kernel.remove(&ip);
                     inputs.push_back(AgentInput::Done { step, result: Ok(()) });
