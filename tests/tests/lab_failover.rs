@@ -5,6 +5,7 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use mmm_tests::lab::client::{Client, ClientConfig};
+use mmm_tests::lab::configs::Extra;
 use mmm_tests::lab::network::{DB, GATEWAY, MONITOR, WRITER};
 use mmm_tests::lab::{Lab, LabConfig, stays};
 use std::time::{Duration, Instant};
@@ -14,7 +15,14 @@ const SOON: Duration = Duration::from_secs(30);
 /// Given a cluster that serves and a client that writes; when `story` has happened; then nothing acknowledged is lost
 /// on any host, and no address ever was on two hosts.
 fn check(story: impl FnOnce(&Lab, &Client) -> Result<()>) -> Result<()> {
-    Lab::run(LabConfig::default(), |lab| {
+    check_with(&[], story)
+}
+
+/// With these lines at the top of mmm_common.toml.
+fn check_with(common: &[&str], story: impl FnOnce(&Lab, &Client) -> Result<()>) -> Result<()> {
+    let common = common.iter().map(|line| (*line).to_owned()).collect();
+    let config = LabConfig { extra: Extra { common, ..Extra::default() }, ..LabConfig::default() };
+    Lab::run(config, |lab| {
         let began = Instant::now();
         lab.bring_online()?;
         println!("online after {:.1} s", began.elapsed().as_secs_f64());
@@ -165,6 +173,54 @@ fn a_hanging_server_is_succeeded() -> Result<()> {
         lab.wait_for("replication of db3", SOON, || lab.replicates("db3"))?;
         ensure!(lab.writer()? == new, "the writer went back without being told to");
         Ok(())
+    })
+}
+
+#[test]
+fn a_hanging_server_is_killed_where_that_is_configured() -> Result<()> {
+    check_with(&["on_hang = \"kill\"", "hang_timeout = \"500ms\""], |lab, client| {
+        let old = lab.writer()?;
+        let new = other_master(old);
+        let since = Instant::now();
+        lab.stop_mysqld(old)?;
+        wait_writer(lab, new, SOON)?;
+        outage(client, since, &format!("SIGSTOP of {old}'s server, hang_timeout 500 ms"))?;
+        nothing_lost_on(lab, new, client)?;
+        lab.wait_for("the end of the stopped server", SOON, || {
+            let runs =
+                |(host, program, pid): &(_, _, Option<i32>)| *host == old && *program == "mysqld" && pid.is_some();
+            if lab.running().iter().any(runs) { bail!("it is still there") } else { Ok(()) }
+        })?;
+
+        lab.start_mysqld(old)?;
+        lab.wait_for(&format!("{old} to follow or to be kept out"), SOON, || {
+            if is_kept_out(lab, old)? { Ok(()) } else { lab.replicates(old) }
+        })?;
+        ensure!(lab.read_only(old)? && lab.writer()? == new, "the writer went back without being told to");
+        Ok(())
+    })
+}
+
+/// Shorter than a kernel's lifetime can be: only the exact guard makes such leases possible.
+#[test]
+fn a_host_without_its_cable_is_succeeded_within_a_short_lease() -> Result<()> {
+    check_with(&["lease_ttl = \"1s\"", "heartbeat_interval = \"200ms\""], |lab, client| {
+        let old = lab.writer()?;
+        let new = other_master(old);
+        stays("the writer where it is", Duration::from_secs(5), || {
+            ensure!(lab.writer()? == old, "the writer has moved");
+            Ok(())
+        })?;
+        let since = Instant::now();
+        lab.link_down(old)?;
+        wait_writer(lab, new, SOON)?;
+        let length = outage(client, since, &format!("cable of {old} out, lease_ttl 1 s"))?;
+        nothing_lost_on(lab, new, client)?;
+        ensure!(length < Duration::from_secs(20), "{length:?}");
+        lab.link_up(old)?;
+        lab.wait_for(&format!("{old} to follow or to be kept out"), SOON, || {
+            if is_kept_out(lab, old)? { Ok(()) } else { lab.replicates(old) }
+        })
     })
 }
 
