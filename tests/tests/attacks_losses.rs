@@ -490,6 +490,10 @@ fn accept_lost_promises_nothing_while_there_is_nobody_to_be_brought_in_line_with
     assert!(answer.starts_with("ERROR") && answer.contains("'db2' does not answer"), "{answer}");
     w.boot_host("db2");
     w.run(20_000);
+    let of_db1 = |w: &mut World, host: &str| w.host(host).server.executed[&1];
+    assert_eq!(of_db1(&mut w, "db2") + 3, of_db1(&mut w, "db1"), "not fetched by itself at its start\n{}", told(&w));
+    set_online(&mut w, "db2");
+    w.run(5_000);
     let answer = w.text(accept);
     assert!(answer.starts_with("OK"), "{answer}\n{}", told(&w));
     w.run(20_000);

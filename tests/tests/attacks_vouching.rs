@@ -4,7 +4,7 @@ use mmm_common::config::Cluster;
 use mmm_common::control::Command;
 use mmm_common::ids::HostName;
 use mmm_common::state::MonitorMode;
-use mmm_tests::stories::{HOSTS, cluster, cluster_of, move_writer, set_online, told};
+use mmm_tests::stories::{HOSTS, cluster, cluster_of, move_writer, set_online, shows, shows_not, told};
 use mmm_tests::world::{WRITER, World, config};
 
 const READERS: [&str; 3] = ["10.0.0.51", "10.0.0.52", "10.0.0.53"];
@@ -267,6 +267,28 @@ fn a_monitor_without_its_disk_lets_the_writer_go_on_also_when_it_reaches_the_age
     w.run(20_000);
     assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
     assert!(w.outage <= 100, "{} ms\n{}", w.outage, told(&w));
+}
+
+// Simulator, storm 9099046: db2 was to have the writer when db1 said that it has it, and each waited for the other.
+#[test]
+fn a_monitor_without_its_disk_lets_the_writer_go_on_that_answers_after_another_master_is_online() {
+    let mut w = cluster();
+    w.stop_monitor();
+    w.forget_status();
+    w.unseen.insert("db1".into());
+    w.start_monitor();
+    w.run(6_000);
+    set_online(&mut w, "db2");
+    w.run(2_000);
+    shows(&mut w, "db1 has not answered yet, and what it was ordered is not known here");
+    w.unseen.clear();
+    w.run(15_000);
+    shows(&mut w, "db1(10.0.0.11) master/ONLINE. Roles: reader(10.0.0.51), writer(10.0.0.50)");
+    shows_not(&mut w, "to let go");
+    assert!(w.outage <= 100, "{} ms\n{}", w.outage, told(&w));
+    w.command(move_writer("db2", false));
+    w.run(5_000);
+    assert_eq!(w.holders(WRITER), ["db2"], "it can be moved\n{}", told(&w));
 }
 
 #[test]

@@ -136,6 +136,11 @@ fn a_killed_server_is_succeeded_and_comes_back() -> Result<()> {
         lab.wait_back_online(old, SOON)?;
         ensure!(lab.wait_serving(SOON)? == new, "the writer went back without being told to");
         ensure!(lab.read_only(old)?, "{old} came back writable");
+        // Started again after a crash, the new writer would fetch by itself from a source that it still knew.
+        lab.wait_for(&format!("{new} to know no source"), SOON, || {
+            let known = lab.replication(new)?;
+            if known.is_empty() { Ok(()) } else { bail!("it knows {:?}", known.get("Master_Host")) }
+        })?;
         let length = outage(client, back, &format!("return of {old}"))?;
         ensure!(length < Duration::from_secs(2), "the return was an outage of {length:?}");
         Ok(())

@@ -701,6 +701,7 @@ impl Core {
             sources: &self.sources,
             detached: self.detached,
             broken_off: self.broken_off.as_ref().map(|(step, _)| step),
+            replicated: self.replicated.as_ref().map(|(step, _)| step),
             rebuilding: self.is_rebuilding(),
             working: self.task.as_ref().is_some_and(|(_, outcome)| *outcome == TaskOutcome::Running),
             acknowledging: self.acknowledging,

@@ -78,6 +78,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) detached: bool,
     /// The last change of replication, if it has failed half way.
     pub(crate) broken_off: Option<&'a Step>,
+    /// The last change of replication that was done.
+    pub(crate) replicated: Option<&'a Step>,
     /// A job changes the server's data as a whole.
     pub(crate) rebuilding: bool,
     /// A task is under way.
@@ -217,12 +219,21 @@ impl Situation<'_> {
                 let unfinished = self.detached || (failed && stopped);
                 (!right_source || unfinished).then(|| Step::Follow { host: host.clone() })
             }
-            // Whoever fetches no more may still know the source, because a drain was in the way of forgetting it.
             ReplicationOrder::Detached => {
-                let failed = self.broken_off == Some(&Step::Detach) && !self.working;
-                current.is_some_and(|r| r.io_running || failed).then_some(Step::Detach)
+                let source = current?;
+                (source.io_running || (!self.working && self.may_forget_source())).then_some(Step::Detach)
             }
         }
+    }
+
+    /// A drain stops the threads and leaves the source, and a server that starts again fetches from the source that it
+    /// knows: the new master, when it crashes, would get what its diverged predecessor wrote. So the source is forgotten
+    /// as well, once commits wait for a replica, which is more urgent. What a Detach has left of it is left.
+    fn may_forget_source(&self) -> bool {
+        let waits = self.server.semisync.as_ref().is_none_or(|s| s.source) || self.acknowledging.is_none();
+        let later = self.writing_right().is_some() && self.wait_for_replica && !waits;
+        let failed = self.broken_off == Some(&Step::Detach);
+        failed || (self.replicated != Some(&Step::Detach) && !later)
     }
 
     /// The source side is on at the writer, from when a replica is there to acknowledge: the first commit would wait out

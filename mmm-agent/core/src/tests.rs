@@ -462,6 +462,41 @@ fn a_detach_that_a_drain_was_in_the_way_of_is_done_after_it() {
 }
 
 /// Found by the chaos campaign: the drain stopped the I/O thread, and nobody started it again.
+// Chaos, seed 6004: a new master that was killed fetched from the old one at its start, and could not apply its rows.
+#[test]
+fn whoever_is_to_fetch_from_nobody_forgets_the_source_whose_threads_a_drain_has_stopped() {
+    let mut a = Agent::writing();
+    let stopped = |waits: bool| {
+        let semisync = Some(SemiSync { source: waits, replicas: 1, ..SemiSync::default() });
+        ServerReport { semisync, writing: Writing::Allowed, ..replicating("10.0.0.2", false, false) }
+    };
+    a.give(Input::Server(stopped(false)));
+    a.did();
+    let order = Order { replication: ReplicationOrder::Detached, ..a.order(&[(WRITER, hold(5, true, true))]) };
+    a.give(Input::Order(order));
+    assert!(!a.did().contains("detach"), "commits wait for a replica first");
+    a.give(Input::Done { step: Step::SemiSync { side: Side::Source, on: true }, result: Ok(()) });
+    a.give(Input::Server(stopped(true)));
+    assert_eq!(a.did(), "detach");
+    a.give(Input::Done { step: Step::Detach, result: Err("the I/O thread is still ending".into()) });
+    a.after(500);
+    assert!(a.did().contains("detach"), "it is tried again");
+    a.give(Input::Done { step: Step::Detach, result: Ok(()) });
+    a.did();
+    for _ in 0..5 {
+        a.now += 1000;
+        a.give(Input::Server(stopped(true)));
+    }
+    assert!(!a.did().contains("detach"), "what could not be forgotten is left as it is");
+
+    let mut other = Agent::new(None, 1);
+    let order = Order { replication: ReplicationOrder::Detached, ..other.order(&[(WRITER, let_go(5))]) };
+    other.give(Input::Order(order));
+    other.did();
+    other.give(Input::Server(ServerReport { writing: Writing::ReadOnly, ..stopped(false) }));
+    assert!(other.did().contains("detach"), "who does not write has nothing to wait for");
+}
+
 #[test]
 fn a_follow_that_ends_after_a_drain_began_is_done_again_when_ordered() {
     let mut a = Agent::new(None, 1);

@@ -697,6 +697,14 @@ impl Handover {
             return;
         }
         match turn.slot.free_for(to.host(), scene.now) {
+            // It has answered meanwhile that it has the address, and hears nothing until it is given it again (R11).
+            Err(Blocked::Unknown { of })
+                if self.request.is_none()
+                    && let Some(has) = scene.wish.host.clone().filter(|wished| *wished.host() == of) =>
+            {
+                turn.decided(format!("{of} has the writer already: it is to keep it"));
+                self.phase = Phase::Fencing { to: has, in_step: false };
+            }
             Err(blocked) => {
                 let mut help = true;
                 let answers = |of: &HostName| scene.hosts.get(of).is_some_and(|h| h.agent_answers);
