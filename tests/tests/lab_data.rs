@@ -398,7 +398,15 @@ fn what_only_a_slave_has_received_is_fetched_before_the_candidate_takes_over() -
     check(|lab, load| {
         let old = lab.writer()?;
         let new = other_master(old);
-        lab.mysql(new, sql(lab, "STOP SLAVE", "STOP REPLICA"))?;
+        // One after the other: with a transaction in the relay log and both threads stopped nobody could be promoted.
+        lab.mysql(new, sql(lab, "STOP SLAVE IO_THREAD", "STOP REPLICA IO_THREAD"))?;
+        lab.wait_for("an empty relay log", SOON, || {
+            let status = lab.replication(new)?;
+            let state = status.get("Slave_SQL_Running_State").map_or("", String::as_str);
+            ensure!(state.contains("has read all relay log"), "the SQL thread is at: {state}");
+            Ok(())
+        })?;
+        lab.mysql(new, sql(lab, "STOP SLAVE SQL_THREAD", "STOP REPLICA SQL_THREAD"))?;
         let stopped = Instant::now();
         while stopped.elapsed() < Duration::from_secs(16) {
             load.wait_write(Instant::now(), SOON)?;
