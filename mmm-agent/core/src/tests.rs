@@ -444,7 +444,6 @@ fn a_detach_that_a_drain_was_in_the_way_of_is_done_after_it() {
     assert_eq!(a.did(), "", "no more than once");
 }
 
-/// Found by the chaos campaign: the drain stopped the I/O thread, and nobody started it again.
 // Chaos, seed 6004: a new master that was killed fetched from the old one at its start, and could not apply its rows.
 #[test]
 fn whoever_is_to_fetch_from_nobody_forgets_the_source_whose_threads_a_drain_has_stopped() {
@@ -480,6 +479,7 @@ fn whoever_is_to_fetch_from_nobody_forgets_the_source_whose_threads_a_drain_has_
     assert!(other.did().contains("detach"), "who does not write has nothing to wait for");
 }
 
+/// Found by the chaos campaign: the drain stopped the I/O thread, and nobody started it again.
 #[test]
 fn a_follow_that_ends_after_a_drain_began_is_done_again_when_ordered() {
     let mut a = Agent::new(None, 1);
