@@ -80,6 +80,10 @@ pub struct Core {
 
     server: ServerReport,
     died_at: Option<Millis>,
+    /// The server ended while this host was, or was about to become, the active master.
+    crashed: bool,
+    /// A life before this one may have opened it, and it has not been looked at since.
+    opened_before: bool,
     /// The address of the active master's role.
     writer: Option<IpAddr>,
     /// The first look of this life at the server has ended.
@@ -168,6 +172,8 @@ impl Core {
             answered: None,
             server: ServerReport::unknown("not looked at yet"),
             died_at: None,
+            crashed: false,
+            opened_before: opened.is_some(),
             writer: cluster.writer().and_then(|role| role.ips.first().copied()),
             looked_at_server: false,
             opened,
@@ -253,6 +259,7 @@ impl Core {
                 }
             }
         }
+        self.note_crash(out);
         self.act(now, persist, out);
         self.report_if_due(now, out);
         self.ask_if_due(now, out);
@@ -395,7 +402,7 @@ impl Core {
         if server.life != self.server.life && (life_word(&server.life) != life_word(&self.server.life)) {
             match &server.life {
                 Life::Alive => info(out, "The local server answers".to_owned()),
-                Life::Dead { why } => warn(out, format!("The local server has ended: {why}")),
+                Life::Dead { why, .. } => warn(out, format!("The local server has ended: {why}")),
                 Life::Hung { for_ms } => warn(out, format!("The local server hangs: no answer for {for_ms} ms")),
                 Life::Unknown { why } => warn(out, format!("The local server's state is not known: {why}")),
             }
@@ -403,6 +410,10 @@ impl Core {
         match server.life {
             Life::Dead { .. } => self.died_at = self.died_at.or(Some(now)),
             Life::Alive | Life::Hung { .. } | Life::Unknown { .. } => self.died_at = None,
+        }
+        if matches!(server.life, Life::Alive) && std::mem::take(&mut self.opened_before) {
+            // A server starts read-only.
+            self.crashed |= server.writing == Writing::ReadOnly;
         }
         self.report_due |= is_news(&self.server, &server) || self.position_old;
         self.server = server;
@@ -429,6 +440,28 @@ impl Core {
         {
             self.opened = self.writer.filter(|ip| self.slots.get(ip).is_some_and(Slot::is_managed));
         }
+    }
+
+    /// A crash can take back what was written last, also what a replica has already (MariaDB, data-safety.md): to write on
+    /// would be to use its GTIDs again. So whatever lease there is, the server is not opened before the monitor has taken
+    /// the role away, compared everybody, and given it anew.
+    fn note_crash(&mut self, out: &mut Vec<Output>) {
+        let crashed = self.crashed || matches!(self.server.life, Life::Dead { .. });
+        let told = self.crashed_master();
+        self.crashed = crashed && (self.is_active_master() || self.task.is_some());
+        if self.crashed_master() && !told {
+            let text = "The active master's server has ended: it is not opened again before what it has is compared";
+            warn(out, text.to_owned());
+        }
+    }
+
+    fn crashed_master(&self) -> bool {
+        self.crashed && self.is_active_master()
+    }
+
+    /// There is an order for it, whatever it is worth by now.
+    fn is_active_master(&self) -> bool {
+        self.writer.and_then(|ip| self.slots.get(&ip)).is_some_and(|slot| slot.hold.is_some())
     }
 
     /// True if something must be on disk.
@@ -660,6 +693,7 @@ impl Core {
             server: &self.server,
             fitness: self.fitness(now),
             leaving: self.is_letting_go(now),
+            crashed: self.crashed_master(),
             quiescing: self.is_quiescing(now),
             replication: &self.replication,
             sources: &self.sources,
@@ -814,6 +848,10 @@ impl Core {
     /// A position counts as final when it is told together with read_only: both have to be from one look.
     fn told_server(&self) -> ServerReport {
         let mut server = self.server.clone();
+        if self.crashed_master() && matches!(server.life, Life::Alive) {
+            let why = "it was started again, and is not opened before what it has is compared".to_owned();
+            server.life = Life::Dead { why, restarted: true };
+        }
         if self.position_old {
             server.writing = Writing::Unknown;
         }

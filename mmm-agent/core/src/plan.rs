@@ -59,6 +59,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) fitness: Fitness,
     /// Shutting down: nothing is a right any more.
     pub(crate) leaving: bool,
+    /// The server ended under the order to write: it is not opened under that order again.
+    pub(crate) crashed: bool,
     /// A quiesce task has charge of read_only while its order stands.
     pub(crate) quiescing: bool,
     pub(crate) replication: &'a ReplicationOrder,
@@ -98,12 +100,16 @@ impl Situation<'_> {
 
     /// The order under which this address may be here now.
     fn right<'s>(&self, slot: &'s Slot) -> Option<&'s Held> {
-        if self.leaving || self.fitness == Fitness::Gone { None } else { slot.right(self.now, LEAD) }
+        if self.leaving || self.fitness == Fitness::Gone {
+            return None;
+        }
+        // Reader addresses may stay: it serves.
+        slot.right(self.now, LEAD).filter(|held| !(self.crashed && held.order.write))
     }
 
     fn remove(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
         // Whoever lost touch goes silently: somebody else may be about to answer for the address.
-        let turn_away = self.leaving || self.fitness == Fitness::Gone || slot.hold.is_none();
+        let turn_away = self.leaving || self.fitness == Fitness::Gone || self.crashed || slot.hold.is_none();
         (slot.present && slot.is_managed() && self.right(slot).is_none()).then_some(Step::Remove { ip, turn_away })
     }
 
