@@ -60,8 +60,8 @@ impl Cluster {
     /// The same for a host whose kernel ends the answers exactly (safety.md, "The guards behind the rules", 1).
     pub const GUARDED_MARGIN: Duration = Duration::from_millis(200);
 
-    /// The longest `lease_ttl` for which that is enough: the clocks take 160 ms of it.
-    pub const LONGEST_GUARDED_TTL: Duration = Duration::from_secs(8);
+    /// The longest `lease_ttl` for which that is enough: the clocks take 120 ms of it.
+    pub const LONGEST_GUARDED_TTL: Duration = Duration::from_secs(6);
 
     /// The shortest `lease_ttl`, for hosts with the exact guard.
     pub const SHORTEST_TTL: Duration = Duration::from_millis(300);

@@ -102,6 +102,10 @@ pub struct World {
     pub semisync: bool,
     /// Replicas whose connection the writer takes for alive, though nothing comes through.
     pub attached: BTreeSet<HostName>,
+    /// Of 100 times, how often the exact guard cannot be armed.
+    pub guard_fails: u64,
+    /// Agents may start with the exact guard where the life before had none, and without where it had one.
+    pub guards_switch: bool,
     /// Agents that start from now on have another `lease_ttl` in their configuration than the monitor.
     pub agents_lease_ttl: Option<Duration>,
     /// What the monitor's wall clock says when it starts, in seconds since 1970; otherwise it goes with the story.
@@ -310,6 +314,8 @@ impl World {
             no_undo: false,
             semisync: false,
             attached: BTreeSet::new(),
+            guard_fails: 0,
+            guards_switch: false,
             agents_lease_ttl: None,
             wall_clock: None,
             kill: None,

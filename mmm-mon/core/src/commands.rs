@@ -412,6 +412,13 @@ impl Core {
                 warnings.push(format!("Warning: host {name}: somebody else, {mac}, answers for {ip}"));
             }
         }
+        for (name, _) in self.hosts.iter().filter(|(_, host)| host.facts.lacks_guard(&self.config.cluster)) {
+            warnings.push(format!(
+                "Warning: host {name} gets no role: lease_ttl {:?} needs the exact guard, and its agent has none; use the \
+                 same mmm_common.toml on all hosts, and see its log for why there is no guard",
+                self.config.cluster.lease_ttl
+            ));
+        }
         warnings.extend(self.losses());
         warnings.extend(self.remarks.values().map(|text| format!("Warning: {text}")));
         for (ip, slot) in &self.slots {

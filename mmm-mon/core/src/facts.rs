@@ -3,7 +3,7 @@
 //! A check counts as failed only when it has not succeeded for `trap_period`; a death or hang that the host's own
 //! agent has seen counts at once. Results that are too old count as unknown, and the unknown moves nothing.
 
-use mmm_common::config::{Check as CheckConfig, Monitor as Config};
+use mmm_common::config::{Check as CheckConfig, Cluster, Monitor as Config};
 use mmm_common::epoch::{Anchor, Boot, Epoch};
 use mmm_common::gtid::Gtids;
 use mmm_common::ids::{HostName, Millis};
@@ -248,6 +248,11 @@ impl HostFacts {
             Some(Life::Dead { restarted: true, .. } | Life::Hung { .. } | Life::Alive | Life::Unknown { .. })
             | None => Duration::ZERO,
         }
+    }
+
+    /// Its agent, with another configuration than the monitor, would take leases that the kernel alone cannot end in time.
+    pub(crate) fn lacks_guard(&self, cluster: &Cluster) -> bool {
+        cluster.lease_ttl < Cluster::SHORTEST_UNGUARDED_TTL && self.report.as_ref().is_some_and(|r| !r.guarded)
     }
 
     /// When the host's server last showed that it was alive, or may have written on: with the vouches of everybody in

@@ -611,7 +611,8 @@ impl Core {
             if online && self.agent_may_hold(now, name) && !self.is_leaving(name) {
                 keeping.insert(name.clone());
             }
-            eligible.extend(Eligible::if_fit(name, online, self.agent_stays(now, name), host.facts.server_alive()));
+            let answers = self.agent_stays(now, name) && !host.facts.lacks_guard(&self.config.cluster);
+            eligible.extend(Eligible::if_fit(name, online, answers, host.facts.server_alive()));
         }
         let excluded = self.excluded(now);
         let roles: Vec<_> = self.config.cluster.roles.iter().map(|(n, r)| (n.clone(), r.clone())).collect();

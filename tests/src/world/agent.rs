@@ -4,7 +4,7 @@
 //! on. A machine that stands still (a paused virtual machine) answers nobody; when it wakes, the kernel's timers and
 //! the agent come before any packet is answered. If its clock has stood still too, nothing but the margin covers that.
 
-use super::kernel::PROBE;
+use super::kernel::{KERNEL_LATE, PROBE};
 use super::server::STEP;
 use super::{Event, Frozen, World};
 use crate::invariants::Seen;
@@ -21,6 +21,7 @@ impl World {
         let mut cluster = self.config.cluster.clone();
         cluster.lease_ttl = self.agents_lease_ttl.unwrap_or(cluster.lease_ttl);
         let config = AgentConfig::of(cluster, name.clone());
+        let switches = self.guards_switch && self.any(3) == 0;
         let Some(host) = self.hosts.get_mut(name) else { return };
         host.boots += 1;
         let boot = Boot(host.boots);
@@ -29,8 +30,10 @@ impl World {
         // As the shell does it: without the guard, what a life with it has left is given up first; with it, what one
         // without it has left is armed for the rest of its lifetime.
         let mut guard = None;
+        host.guarded ^= switches;
         if host.guarded {
-            let tables = host.allowed.get_or_insert_with(|| host.kernel.clone());
+            let lifetimes = || host.kernel.iter().map(|(ip, gone)| (*ip, gone - KERNEL_LATE)).collect();
+            let tables = host.allowed.get_or_insert_with(lifetimes);
             let armed = tables.iter().filter(|(_, until)| **until > self.now);
             guard = Some(armed.map(|(ip, until)| (*ip, host.clock.shows(*until))).collect());
         } else if host.allowed.is_some() || host.saved.as_ref().is_some_and(|s| s.guarded) {

@@ -38,6 +38,9 @@ impl World {
 
     /// As the agent's shell does it.
     pub(super) fn allow_address(&mut self, name: &HostName, ip: IpAddr, until: Millis) -> Result<(), String> {
+        if self.guard_fails > 0 && self.any(100) < self.guard_fails {
+            return Err("no buffer space available".into());
+        }
         let now = self.now;
         let Some(host) = self.hosts.get_mut(name) else { return Err("no such host".into()) };
         let allowed = host.clock.when(until);
