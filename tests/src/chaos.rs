@@ -135,6 +135,9 @@ fn world(seed: u64, kind: Kind) -> World {
     }
     for name in HOSTS {
         w.host(name).guarded = guards == 2 || (guards == 1 && w.any(2) == 0);
+        // The one that the world has begun with has none.
+        w.stop_agent(name);
+        w.start_agent(&name.into());
     }
     if guards > 0 && kind != Kind::Planned {
         w.guard_fails = [0, 1, 20][w.any(3) as usize];
@@ -413,6 +416,7 @@ fn heal(w: &mut World) {
     w.end_kills();
     w.network = true;
     w.echo = 0;
+    w.guard_fails = 0;
     w.resume_monitor();
     for host in HOSTS {
         w.wake_host(host);
