@@ -372,3 +372,31 @@ fn a_monitor_that_was_cut_off_from_all_hosts_moves_nothing_when_it_is_back() {
         }
     }
 }
+
+/// Its agent has a configuration of its own, with a lease that it can end by itself.
+#[test]
+fn an_agent_without_the_exact_guard_gets_no_role_while_leases_are_too_short_for_it() {
+    let mut c = config(&HOSTS);
+    c.cluster.lease_ttl = Duration::from_secs(1);
+    c.cluster.heartbeat_interval = Duration::from_millis(200);
+    let mut w = World::with(c);
+    for host in ["db2", "db3"] {
+        w.host(host).guarded = true;
+        w.stop_agent(host);
+        w.start_agent(&host.into());
+    }
+    w.run(4_000);
+    for host in HOSTS {
+        set_online(&mut w, host);
+        w.run(2_000);
+    }
+    assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
+    shows(&mut w, "Warning: host db1 gets no role: lease_ttl 1s needs the exact guard");
+    w.host("db1").guarded = true;
+    w.stop_agent("db1");
+    w.start_agent(&"db1".into());
+    w.run(4_000);
+    w.crash_host("db2");
+    w.run(9_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+}
