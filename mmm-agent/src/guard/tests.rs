@@ -28,6 +28,15 @@ fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
+fn known(managed: &[IpAddr]) -> Known {
+    Known { managed: managed.iter().copied().collect(), ..Default::default() }
+}
+
+/// Of these addresses an agent has had something to do with all.
+async fn begin(managed: &[IpAddr]) -> Result<Guard, String> {
+    Guard::begin(&Alone::make_sure().unwrap(), known(managed)).await
+}
+
 fn allow(guard: &mut Guard, ip: IpAddr, rest: Duration) -> Result<(), String> {
     guard.allow_until(ip, clock::now() + rest)
 }
@@ -175,7 +184,13 @@ fn is_another_life() -> bool {
     inside(ns, async || {
         // Not by println, which the test harness may keep to itself.
         let say = |what: String| writeln!(io::stdout(), "\n{what}").unwrap();
-        match Guard::begin(&BTreeSet::from([role(), role6()])).await {
+        // For as long as this process lives.
+        let alone = Alone::make_sure();
+        let begun = match &alone {
+            Ok(alone) => Guard::begin(alone, known(&[role(), role6()])).await,
+            Err(why) => Err(format!("{why:#}")),
+        };
+        match begun {
             Err(why) => say(format!("refused: {why}")),
             Ok(mut guard) => {
                 let start = clock::now();
@@ -242,7 +257,7 @@ fn figure(text: &str) {
 fn answers_go_on_without_a_loss_while_the_guard_is_rearmed() {
     let Some(hosts) = with_roles() else { return };
     hosts.on_here(async || {
-        let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
         assert!(!answers(&hosts, How::WhoHas, role()) && !answers(&hosts, How::Ping, role()), "closed at first");
         for ip in [role(), role6()] {
             allow(&mut guard, ip, ms(1000)).unwrap();
@@ -298,7 +313,7 @@ fn ends_at(hosts: &TwoHosts, until: Millis, what: &str) {
 fn the_answers_end_in_time_when_nothing_rearms_the_guard() {
     let Some(hosts) = with_roles() else { return };
     hosts.on_here(async || {
-        let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
         let listener = TcpListener::bind((role(), 3306)).unwrap();
         let connect = || hosts.on_there(async || TcpStream::connect_timeout(&(role(), 3306).into(), ms(300)));
         allow(&mut guard, role(), Duration::from_secs(60)).unwrap();
@@ -345,13 +360,14 @@ fn the_next_process_takes_over_what_is_armed_without_a_gap_and_without_making_it
         let hosts = &hosts;
         let askers =
             [How::WhoHas, How::Ping].map(|how| scope.spawn(move || ask(hosts, how, role(), until + ms(100), ms(300))));
-        let second = hosts.on_here(async || Guard::begin(&BTreeSet::from([role()])).await.map(|_| ()));
-        assert!(second.unwrap_err().contains("another mmm_agentd"), "while the first one lives");
+        let second = hosts.on_here(async || Alone::make_sure().map(|_| ()));
+        let second = second.expect_err("while the first one lives").to_string();
+        assert!(second.contains(&format!("another mmm_agentd (pid {})", life.child.id())), "{second}");
         drop(life);
         // With another set of addresses: one has left the configuration, one has come.
         let other = IpAddr::from([10, 77, 0, 51]);
         hosts.on_here(async || {
-            let guard = Guard::begin(&BTreeSet::from([role(), other])).await.unwrap();
+            let guard = begin(&[role(), other]).await.unwrap();
             assert!(clock::now() < until, "too slow to try anything: {:?} late", clock::now().since(until));
             let shown = nft(&hosts.here, "list table inet mmm_guard");
             assert!(shown.contains("10.77.0.51") && !shown.contains("127.109.109.109"), "{shown}");
@@ -403,7 +419,7 @@ fn other_tables_are_untouched_and_nothing_is_left() {
     let list = || tables.map(|table| nft(here, &format!("-a list table {table}")));
     let foreign_before = list();
     hosts.on_here(async || {
-        let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
         allow(&mut guard, role(), Duration::from_secs(60)).unwrap();
         assert_eq!(list(), foreign_before);
         assert_ne!(nft(here, "-a list ruleset"), before);
@@ -412,17 +428,17 @@ fn other_tables_are_untouched_and_nothing_is_left() {
         let why = guard.end().unwrap_err();
         assert!(why.contains("10.77.0.50, fd77::50 is still on this host"), "{why}");
         assert!(!answers(&hosts, How::Ping, role()), "an address that is still here stays closed");
-        let guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let guard = begin(&[role(), role6()]).await.unwrap();
         drop(guard);
         assert!(!answers(&hosts, How::Ping, role()), "dropping is no different");
 
         for role in [format!("{}/32", role()), format!("{}/128", role6())] {
             ip(&format!("-n {here} address del {role} dev eth0"));
         }
-        let guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let guard = begin(&[role(), role6()]).await.unwrap();
         guard.end().unwrap();
         assert_eq!(nft(here, "-a list ruleset"), before);
-        let guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let guard = begin(&[role(), role6()]).await.unwrap();
         drop(guard);
         assert_eq!(nft(here, "-a list ruleset"), before);
         assert!(
@@ -436,7 +452,7 @@ fn other_tables_are_untouched_and_nothing_is_left() {
 fn a_firewall_that_flushes_everything_opens_nothing_for_good() {
     let Some(hosts) = with_roles() else { return };
     hosts.on_here(async || {
-        let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
         allow(&mut guard, role6(), Duration::from_secs(60)).unwrap();
         nft(&hosts.here, "flush ruleset");
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
@@ -465,9 +481,9 @@ fn tables_that_an_older_kernel_would_have_made_are_taken_over_and_made_again() {
         let roles = BTreeSet::from([role(), role6()]);
         let until = clock::now() + Duration::from_secs(60);
         let kernel = Kernel::open().unwrap();
-        table::put_up_as(&kernel, &roles, None).unwrap();
-        table::set_alive(&kernel, role(), NonZeroU64::new(60_000)).unwrap();
-        let mut guard = Guard::begin(&roles).await.unwrap();
+        table::put_up(&kernel, &roles, &BTreeMap::new(), 0).unwrap();
+        table::set_alive(&kernel, role(), NonZeroU64::new(60_000), false).unwrap();
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
         assert!(answers(&hosts, How::Ping, role()) && !answers(&hosts, How::Ping, role6()));
         guard.allow_until(role(), until).unwrap();
         nft(&hosts.here, "flush ruleset");
@@ -482,7 +498,7 @@ fn tables_that_an_older_kernel_would_have_made_are_taken_over_and_made_again() {
 fn a_process_that_was_stopped_while_arming_does_not_make_the_lease_longer() {
     let Some(hosts) = with_roles() else { return };
     hosts.on_here(async || {
-        let mut guard = Guard::begin(&BTreeSet::from([role()])).await.unwrap();
+        let mut guard = begin(&[role()]).await.unwrap();
         // What the clock shows before and after each try.
         let mut arm = |shown: &[u64]| {
             let start = clock::now();
@@ -507,7 +523,7 @@ fn this_host_hears_where_the_address_has_gone() {
     let Some(hosts) = TwoHosts::new() else { return };
     let (here, there) = (&hosts.here, &hosts.there);
     hosts.on_here(async || {
-        let guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let guard = begin(&[role(), role6()]).await.unwrap();
         for role in [role(), role6()] {
             ip(&format!("-n {here} neighbour replace {role} lladdr 02:00:00:00:00:99 nud stale dev eth0"));
         }
@@ -546,7 +562,7 @@ fn without_the_permission_the_error_says_what_is_missing() {
 fn a_guard_that_cannot_be_proved_is_not_begun_and_leaves_nothing() {
     let Some(hosts) = TwoHosts::new() else { return };
     ip(&format!("-n {} link set lo down", hosts.here));
-    let begun = hosts.on_here(async || Guard::begin(&BTreeSet::from([role()])).await.map(|_| ()));
+    let begun = hosts.on_here(async || begin(&[role()]).await.map(|_| ()));
     assert!(begun.unwrap_err().contains("lo"));
     assert_eq!(nft(&hosts.here, "list ruleset"), "");
 }
@@ -557,7 +573,8 @@ fn arming_takes_far_less_than_a_millisecond() {
     hosts.on_here(async || {
         let many: BTreeSet<IpAddr> = (0..100).map(|n| IpAddr::from([10, 77, 1, n])).chain([role(), role6()]).collect();
         let start = std::time::Instant::now();
-        let mut guard = Guard::begin(&many).await.unwrap();
+        let many: Vec<IpAddr> = many.into_iter().collect();
+        let mut guard = begin(&many).await.unwrap();
         figure(&format!("begin, with {} addresses of both families: {:?}", many.len(), start.elapsed()));
         for (ip, name) in [(role(), "IPv4 (two tables)"), (role6(), "IPv6")] {
             let mut took: Vec<Duration> = (0..1000)

@@ -1,0 +1,61 @@
+//! One agent per network namespace: a second one would take the first one's addresses and tables for its own leftovers.
+//!
+//! The lock is on a file that every network namespace has and that only root and holders of CAP_NET_ADMIN can open, so
+//! that nobody else can keep an agent from starting. Nothing is written to it. It is free again when the process ends,
+//! however it ends, and needs no folder that can be written to.
+
+use crate::guard;
+use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+
+/// Mode 0600; for a holder of CAP_NET_ADMIN as for root (net/sysctl_net.c). The one of the caller's network namespace.
+const FILE: &str = "/proc/sys/net/ipv4/tcp_fastopen_key";
+
+/// No other agent runs in this network namespace for as long as this lives.
+pub(crate) struct Alone(#[expect(dead_code, reason = "held, not used")] Flock<File>);
+
+impl Alone {
+    /// To be had before anything in the kernel is touched.
+    ///
+    /// # Errors
+    /// Another agent runs here, with its process id as far as it can be known.
+    pub(crate) fn make_sure() -> anyhow::Result<Alone> {
+        let file =
+            File::open(FILE).with_context(|| format!("opening {FILE}, the lock that keeps a second agent out"))?;
+        let inode = file.metadata().with_context(|| format!("looking at {FILE}"))?.ino();
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, Errno::EWOULDBLOCK)) => bail!(
+                "another mmm_agentd{} runs in this network namespace (it has the lock on {FILE}); two would take each \
+                 other's role addresses away. Stop that one first, or run this one in a network namespace of its own",
+                holder(inode)
+            ),
+            Err((_, e)) => return Err(e).with_context(|| format!("locking {FILE}")),
+        };
+        // One in a container with a /proc of its own does not see the lock.
+        if let Some(port) = guard::owner().map_err(anyhow::Error::msg)? {
+            bail!(
+                "another mmm_agentd guards its role addresses in this network namespace: netlink port {port}, which is \
+                 mostly its process id, owns the nftables tables mmm_guard. Stop that one first"
+            );
+        }
+        Ok(Alone(lock))
+    }
+}
+
+/// proc(5), /proc/locks: `1: FLOCK ADVISORY WRITE 731 00:15:4026532281 0 EOF`.
+fn holder(inode: u64) -> String {
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let of_this = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        let kind = words.next()?;
+        let pid = words.nth(2)?;
+        let file = words.next()?;
+        (kind == "FLOCK" && file.ends_with(&format!(":{inode}"))).then(|| pid.to_owned())
+    };
+    // 0: in another pid namespace.
+    locks.lines().find_map(of_this).filter(|pid| pid != "0").map_or_else(String::new, |pid| format!(" (pid {pid})"))
+}
