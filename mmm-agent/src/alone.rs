@@ -59,3 +59,29 @@ fn holder(inode: u64) -> String {
     // 0: in another pid namespace.
     locks.lines().find_map(of_this).filter(|pid| pid != "0").map_or_else(String::new, |pid| format!(" (pid {pid})"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testnet::TwoHosts;
+    use std::process::Command;
+
+    #[test]
+    fn one_in_each_network_namespace_and_nobody_without_rights_can_take_its_place() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.on_here(async || {
+            let first = Alone::make_sure().unwrap();
+            let why = Alone::make_sure().err().unwrap().to_string();
+            assert!(why.contains(&format!("another mmm_agentd (pid {})", std::process::id())), "{why}");
+            hosts.on_there(async || Alone::make_sure().map(|_| ())).unwrap();
+            drop(first);
+            Alone::make_sure().unwrap();
+        });
+        let lock = |words: &[&str]| {
+            let lock = ["netns", "exec", &hosts.here, "setpriv", "--reuid=65534", "--clear-groups"];
+            Command::new("ip").args(lock).args(words).args(["flock", "-n", FILE, "true"]).output().unwrap().status
+        };
+        assert!(!lock(&[]).success(), "an ordinary user cannot open it");
+        assert!(lock(&["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]).success(), "one with the capability can");
+    }
+}

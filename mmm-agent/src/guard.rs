@@ -357,6 +357,21 @@ fn remove(kernel: &Kernel, guarded: &BTreeSet<IpAddr>) -> Result<(), String> {
     table::remove(kernel).map_err(|e| in_words("remove the guard's tables", &e))
 }
 
+/// As if another program had made the tables its own, until this is dropped.
+#[cfg(test)]
+pub(crate) fn take_the_tables() -> impl Drop {
+    struct Other(Kernel);
+    impl Drop for Other {
+        fn drop(&mut self) {
+            table::remove(&self.0).expect("they are this socket's");
+        }
+    }
+    let kernel = Kernel::open().expect("a socket");
+    table::remove(&kernel).expect("nobody owns them");
+    table::put_up(&kernel, &BTreeSet::new(), &BTreeMap::new(), table::OWNED).expect("a kernel from 6.9 on");
+    Other(kernel)
+}
+
 /// Every address of this machine. The listing can miss one while others come and go, so two have to be alike.
 fn own_addresses() -> Result<BTreeSet<IpAddr>, String> {
     let mut before = None;

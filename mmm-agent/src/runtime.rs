@@ -749,6 +749,52 @@ mod tests {
         });
     }
 
+    /// As on a kernel before 6.9.
+    #[test]
+    fn a_guard_that_is_taken_away_comes_back_or_the_addresses_leave() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.on_here(async || {
+            let (mut runtime, wires) = runtime(|_| vec![]);
+            let alone = Alone::make_sure().unwrap();
+            let known = Known { managed: BTreeSet::from([role()]), ..Default::default() };
+            let mut guard = Guard::begin_unowned(&alone, known).await.unwrap();
+            runtime.inbox.guard = guard.watch();
+            runtime.guard = Some(guard);
+            let until = clock::now() + Duration::from_secs(60);
+            runtime.add(role(), 60, until, clock::now).await.unwrap();
+            let listener = std::net::TcpListener::bind("0.0.0.0:3306").unwrap();
+            let connect = || {
+                let to = std::net::SocketAddr::from((role(), 3306));
+                hosts.on_there(async || std::net::TcpStream::connect_timeout(&to, Duration::from_secs(2)))
+            };
+            let meanwhile = async {
+                let tables = || crate::testnet::ip(&format!("netns exec {} nft list tables", hosts.here));
+                crate::testnet::ip(&format!("netns exec {} nft flush ruleset", hosts.here));
+                assert_eq!(tables(), "");
+                let end = tokio::time::Instant::now() + CHECK_GUARD / 2;
+                while tables().is_empty() && tokio::time::Instant::now() < end {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                assert!(tables().contains("inet mmm_guard"), "it waited for the next look");
+                let client = connect().unwrap();
+                let _server = listener.accept().unwrap();
+
+                let _other = crate::guard::take_the_tables();
+                let end = tokio::time::Instant::now() + Duration::from_secs(5);
+                while is_there(&wires).await && tokio::time::Instant::now() < end {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                let end = io::Read::read(&mut &client, &mut [0; 8]).unwrap_err();
+                assert_eq!(end.kind(), io::ErrorKind::ConnectionReset, "{end}");
+            };
+            let (ended, ()) = tokio::join!(runtime.run(), meanwhile);
+            let why = ended.unwrap_err().to_string();
+            assert!(why.contains("the exact guard was lost") && why.contains("were removed"), "{why}");
+            assert!(!is_there(&wires).await);
+        });
+    }
+
     #[test]
     fn the_loop_wakes_to_feed_the_watchdog_while_writing_and_releases_it_at_its_end() {
         let Some(hosts) = TwoHosts::new() else { return };

@@ -474,7 +474,7 @@ pub(super) fn remove(kernel: &Kernel) -> io::Result<()> {
 }
 
 /// None for what is not there, also because this kernel cannot have it.
-fn unless_missing<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
+pub(super) fn unless_missing<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
     match answer {
         Ok(found) => Ok(Some(found)),
         Err(e) => match e.raw_os_error().map(Errno::from_raw) {

@@ -368,6 +368,9 @@ fn the_next_process_takes_over_what_is_armed_without_a_gap_and_without_making_it
         let other = IpAddr::from([10, 77, 0, 51]);
         hosts.on_here(async || {
             let guard = begin(&[role(), other]).await.unwrap();
+            let left = guard.left().clone();
+            assert_eq!(left.keys().copied().collect::<Vec<_>>(), [role()], "the other was never armed");
+            assert!(left[&role()] <= until && left[&role()] + ms(50) > until, "{left:?}, armed until {until:?}");
             assert!(clock::now() < until, "too slow to try anything: {:?} late", clock::now().since(until));
             let shown = nft(&hosts.here, "list table inet mmm_guard");
             assert!(shown.contains("10.77.0.51") && !shown.contains("127.109.109.109"), "{shown}");
@@ -381,6 +384,62 @@ fn the_next_process_takes_over_what_is_armed_without_a_gap_and_without_making_it
             assert_eq!(lost, 0);
             assert!(last <= until + ms(20), "{:?} too late", last.since(until));
         }
+    });
+}
+
+#[test]
+fn of_what_has_ended_nothing_is_left_for_the_next_process() {
+    let Some(hosts) = with_roles() else { return };
+    hosts.on_here(async || {
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
+        let until = clock::now() + Duration::from_secs(60);
+        guard.allow_until(role6(), until).unwrap();
+        allow(&mut guard, role(), ms(20)).unwrap();
+        guard.leave();
+        while answers(&hosts, How::Ping, role()) {}
+        let guard = begin(&[role(), role6()]).await.unwrap();
+        let left = guard.left();
+        assert_eq!(left.keys().copied().collect::<Vec<_>>(), [role6()]);
+        assert!(left[&role6()] <= until && left[&role6()] + ms(50) > until, "{left:?}, armed until {until:?}");
+        guard.leave();
+        // It is no more in the configuration, nor remembered.
+        let guard = begin(&[role()]).await.unwrap();
+        assert_eq!(*guard.left(), BTreeMap::new());
+        guard.leave();
+    });
+}
+
+#[test]
+fn what_an_agent_without_the_guard_has_left_answers_for_its_rest_and_what_it_never_had_is_left_alone() {
+    let Some(hosts) = with_roles() else { return };
+    let by_hand = IpAddr::from([10, 77, 0, 51]);
+    ip(&format!("-n {} address add {by_hand}/32 dev eth0", hosts.here));
+    ip(&format!(
+        "-n {} neighbour replace {by_hand} lladdr {} nud permanent dev eth0",
+        hosts.there,
+        mac_of(&hosts.here)
+    ));
+    let until = clock::now() + ms(2000);
+    std::thread::scope(|scope| {
+        let hosts = &hosts;
+        let asker = scope.spawn(move || ask(hosts, How::Ping, role(), until + ms(200), ms(100)));
+        let unasked = scope.spawn(move || ask(hosts, How::Ping, by_hand, until + ms(200), ms(300)));
+        let mut guard = hosts.on_here(async || {
+            let roles = BTreeSet::from([role(), role6(), by_hand]);
+            let known = Known { roles, unguarded: BTreeMap::from([(role(), until)]), ..known(&[role(), role6()]) };
+            Guard::begin(&Alone::make_sure().unwrap(), known).await.unwrap()
+        });
+        assert_eq!(*guard.left(), BTreeMap::from([(role(), until)]));
+        assert!(!answers(hosts, How::Ping, role6()), "closed: no order for it holds");
+        let asked = asker.join().unwrap();
+        assert!(asked.lost_before(until - ms(120)) == 0 && asked.last_answer() <= until + ms(20));
+        assert_eq!(unasked.join().unwrap().lost(), 0, "put there by hand, and no order has spoken of it");
+
+        allow(&mut guard, by_hand, ms(300)).unwrap();
+        assert!(answers(hosts, How::Ping, by_hand));
+        std::thread::sleep(ms(300));
+        assert!(!answers(hosts, How::Ping, by_hand), "it is guarded since it was allowed");
+        guard.leave();
     });
 }
 
@@ -474,6 +533,63 @@ fn a_firewall_that_flushes_everything_opens_nothing_for_good() {
     });
 }
 
+/// Waits for word of a change.
+async fn told(watch: &mut Watch) {
+    let told = tokio::time::timeout(Duration::from_secs(5), watch.recv()).await;
+    assert_eq!(told, Ok(Some(())), "nobody told of the change");
+}
+
+#[test]
+fn on_an_older_kernel_what_others_do_to_the_tables_is_heard_of_and_made_good() {
+    let Some(hosts) = with_roles() else { return };
+    let foreign = tempfile::NamedTempFile::new().unwrap();
+    let here = &hosts.here;
+    hosts.on_here(async || {
+        let alone = Alone::make_sure().unwrap();
+        let mut guard = Guard::begin_unowned(&alone, known(&[role(), role6()])).await.unwrap();
+        let mut watch = guard.watch().unwrap();
+        allow(&mut guard, role6(), Duration::from_secs(60)).unwrap();
+        // Those of begin_unowned were told by nobody else.
+        assert!(tokio::time::timeout(ms(100), watch.recv()).await.is_err(), "its own changes are no news");
+        for change in [
+            "flush ruleset",
+            "delete table inet mmm_guard",
+            "delete table arp mmm_guard",
+            "flush chain inet mmm_guard input",
+            "insert rule inet mmm_guard input accept",
+            "flush set inet mmm_guard guarded4",
+            "add table inet mmm_guard { flags dormant; }",
+            // Cannot be taken over: sets of another kind.
+            "flush ruleset; table inet mmm_guard { set alive4 { type ether_addr; }; }",
+        ] {
+            std::fs::write(foreign.path(), change.replace("; ", "\n")).unwrap();
+            nft(here, &format!("-f {}", foreign.path().display()));
+            let start = std::time::Instant::now();
+            told(&mut watch).await;
+            let heard = start.elapsed();
+            guard.check().unwrap();
+            figure(&format!("{change}: heard of after {heard:?}, made good after {:?}", start.elapsed()));
+            assert!(!answers(&hosts, How::Ping, role()) && answers(&hosts, How::Ping, role6()), "after: {change}");
+        }
+        assert!(!answers(&hosts, How::WhoHas, role()));
+
+        // Nothing is told of what others do to their own.
+        nft(here, "add table inet other");
+        assert!(tokio::time::timeout(ms(100), watch.recv()).await.is_err());
+
+        let other = take_the_tables();
+        let why = guard.check().unwrap_err();
+        assert!(why.contains("another process owns the tables"), "{why}");
+        assert!(Alone::make_sure().is_err(), "the lock is held");
+        drop(alone);
+        assert!(Alone::make_sure().err().unwrap().to_string().contains("owns the nftables tables"));
+        drop(other);
+        Alone::make_sure().unwrap();
+        guard.check().unwrap();
+        guard.leave();
+    });
+}
+
 #[test]
 fn tables_that_an_older_kernel_would_have_made_are_taken_over_and_made_again() {
     let Some(hosts) = with_roles() else { return };
@@ -492,6 +608,168 @@ fn tables_that_an_older_kernel_would_have_made_are_taken_over_and_made_again() {
         assert!(answers(&hosts, How::Ping, role()) && !answers(&hosts, How::Ping, role6()), "as before");
         guard.leave();
     });
+}
+
+#[test]
+fn what_was_proved_is_not_proved_again_as_long_as_the_tables_are_there() {
+    let Some(hosts) = with_roles() else { return };
+    hosts.on_here(async || {
+        let took = async || {
+            let start = std::time::Instant::now();
+            begin(&[role(), role6()]).await.map(|guard| (guard.leave(), start.elapsed()).1)
+        };
+        let first = took().await.unwrap();
+        figure(&format!("begin, with the proof: {first:?}; again: {:?}", took().await.unwrap()));
+        // Without lo nothing can be proved.
+        ip(&format!("-n {} link set lo down", hosts.here));
+        took().await.unwrap();
+        assert!(!answers(&hosts, How::Ping, role()), "and it holds all the same");
+        table::remove(&Kernel::open().unwrap()).unwrap();
+        assert!(took().await.unwrap_err().contains("lo"));
+    });
+}
+
+#[test]
+fn tables_are_not_cleared_away_while_one_of_their_addresses_is_here() {
+    let Some(hosts) = with_roles() else { return };
+    hosts.on_here(async || {
+        begin(&[role(), role6()]).await.unwrap().leave();
+        let alone = Alone::make_sure().unwrap();
+        assert_eq!(left().unwrap(), Some(BTreeSet::from([role(), role6()])));
+        assert!(clear_away(&alone).unwrap_err().contains("10.77.0.50, fd77::50 is still on this host"));
+        assert!(!answers(&hosts, How::Ping, role()));
+        for role in [format!("{}/32", role()), format!("{}/128", role6())] {
+            ip(&format!("-n {} address del {role} dev eth0", hosts.here));
+        }
+        clear_away(&alone).unwrap();
+        assert_eq!(nft(&hosts.here, "list ruleset"), "");
+        assert_eq!(left().unwrap(), None);
+        clear_away(&alone).unwrap();
+    });
+}
+
+#[test]
+fn tables_are_not_there_where_the_kernel_cannot_have_any() {
+    let answer = |errno: Errno| table::unless_missing::<()>(Err(io::Error::from(errno)));
+    for errno in [Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP, Errno::EPROTONOSUPPORT, Errno::EAFNOSUPPORT] {
+        assert!(matches!(answer(errno), Ok(None)), "{errno}");
+    }
+    assert!(answer(Errno::EPERM).is_err() && answer(Errno::ENOMEM).is_err());
+}
+
+/// With DNAT and REDIRECT the packets for an address have another destination before they come to `input`.
+#[test]
+fn changed_destinations_do_not_go_round_the_guard() {
+    let Some(hosts) = with_roles() else { return };
+    let foreign = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        foreign.path(),
+        "table inet nat {
+             chain pre {
+                 type nat hook prerouting priority dstnat;
+                 tcp dport 3305 redirect to :3306
+                 ip daddr 10.77.0.50 tcp dport 3307 dnat ip to 10.77.0.1:3306
+                 ip6 daddr fd77::50 tcp dport 3307 dnat ip6 to [fd77::1]:3306
+                 fib daddr type local tcp dport 3308 dnat ip to 10.78.0.3:3306
+             }
+             chain post {
+                 type nat hook postrouting priority srcnat;
+                 oifname eth1 masquerade
+             }
+         }",
+    )
+    .unwrap();
+    // A container of the host, in which the server could be as well.
+    let inner = Third::behind(&hosts);
+    nft(&hosts.here, &format!("-f {}", foreign.path().display()));
+    hosts.on_here(async || {
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
+        let listener = TcpListener::bind("[::]:3306").unwrap();
+        let behind = inside(&inner.name, async || TcpListener::bind("10.78.0.3:3306").unwrap());
+        let connect =
+            |ip: IpAddr, port: u16| hosts.on_there(async || TcpStream::connect_timeout(&(ip, port).into(), ms(200)));
+        let ways = [
+            (role(), 3305, &listener),
+            (role6(), 3305, &listener),
+            (role(), 3307, &listener),
+            (role6(), 3307, &listener),
+            (role(), 3308, &behind),
+        ];
+        for (ip, port, _) in ways {
+            connect(ip, port).expect_err("closed at first");
+        }
+        for ip in [role(), role6()] {
+            allow(&mut guard, ip, Duration::from_secs(60)).unwrap();
+        }
+        let connected = ways.map(|(ip, port, listener)| {
+            let client = connect(ip, port).unwrap_or_else(|e| panic!("{ip} port {port}: {e}"));
+            client.set_read_timeout(Some(ms(200))).unwrap();
+            (client, listener.accept().unwrap().0)
+        });
+        let until = clock::now() + ms(300);
+        for ip in [role(), role6()] {
+            guard.allow_until(ip, until).unwrap();
+        }
+        while clock::now() < until + ms(20) {
+            std::thread::sleep(ms(5));
+        }
+        for ((ip, port, _), (mut client, mut server)) in ways.into_iter().zip(connected) {
+            connect(ip, port).expect_err("a new connection");
+            server.write_all(b"an answer that is late").unwrap();
+            let heard = client.read(&mut [0; 1]);
+            assert!(heard.is_err(), "{ip} port {port}: what was connected gets an answer");
+        }
+        guard.leave();
+    });
+}
+
+/// The host is a router between others, of whom one has the address now.
+#[test]
+fn what_the_host_passes_on_to_the_holder_of_the_address_passes() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let inner = Third::behind(&hosts);
+    ip(&format!("-n {} address add {}/32 dev lo", inner.name, role()));
+    ip(&format!("-n {} route add {} via 10.78.0.3", hosts.here, role()));
+    ip(&format!("-n {} route add {} via 10.77.0.1", hosts.there, role()));
+    hosts.on_here(async || {
+        let guard = begin(&[role()]).await.unwrap();
+        assert!(answers(&hosts, How::Ping, role()), "through this host");
+        let _server = inside(&inner.name, async || TcpListener::bind((role(), 3306)).unwrap());
+        TcpStream::connect_timeout(&(role(), 3306).into(), Duration::from_secs(2)).expect("from this host");
+        guard.end().unwrap();
+    });
+}
+
+/// A third namespace, behind `here`, that reaches `there` through it.
+struct Third {
+    name: String,
+}
+
+impl Third {
+    fn behind(hosts: &TwoHosts) -> Third {
+        let third = Third { name: format!("{}c", hosts.here) };
+        let (here, name) = (&hosts.here, &third.name);
+        ip(&format!("netns add {name}"));
+        ip(&format!("-n {here} link add eth1 type veth peer name eth0 netns {name}"));
+        for words in [
+            format!("-n {here} address add 10.78.0.1/24 dev eth1"),
+            format!("-n {here} link set eth1 up"),
+            format!("-n {name} address add 10.78.0.3/24 dev eth0"),
+            format!("-n {name} link set eth0 up"),
+            format!("-n {name} link set lo up"),
+            format!("-n {name} route add default via 10.78.0.1"),
+            format!("netns exec {here} sysctl -q -w net.ipv4.ip_forward=1"),
+        ] {
+            ip(&words);
+        }
+        third
+    }
+}
+
+impl Drop for Third {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
 }
 
 #[test]
