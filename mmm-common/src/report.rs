@@ -90,6 +90,9 @@ pub enum Life {
     /// Its process has ended: connections broke and a new one was refused on the host itself.
     Dead {
         why: String,
+        /// Another one runs by now, and nobody has looked yet at what a crash has left to it.
+        #[serde(default)]
+        restarted: bool,
     },
     /// Neither the kept connection nor a new one has answered for `hang_timeout`.
     Hung {

@@ -33,10 +33,26 @@ pub(crate) struct Slot {
 pub(crate) struct Held {
     pub(crate) order: Hold,
     pub(crate) lease: Lease,
-    /// How long a lease is: ours or the monitor's, whichever is shorter. None: not told in this life.
-    pub(crate) ttl: Option<Duration>,
+    /// How long a lease is: ours or the monitor's, whichever is shorter.
+    pub(crate) ttl: Duration,
     /// How long each granter's vouches let the lease run, in this life and for this epoch (R6).
     pub(crate) vouches: BTreeMap<HostName, Millis>,
+}
+
+impl Held {
+    /// How long before the end of a lease an agent without renewal lets go, so that the address is gone when it ends.
+    pub(crate) fn lead(&self) -> Duration {
+        // Of a short lease most has to be left; such ones need the exact guard, which ends the answers in time.
+        Duration::from_millis(200).min(self.ttl / 10)
+    }
+
+    /// When the address goes, without a renewal. None: when the kernel removes it.
+    pub(crate) fn lets_go(&self) -> Option<Millis> {
+        match self.lease {
+            Lease::Until(end) => Some(end - self.lead()),
+            Lease::Inherited { until } => until.map(|end| end - self.lead()),
+        }
+    }
 }
 
 /// How long a hold order is good for.
@@ -44,8 +60,12 @@ pub(crate) struct Held {
 pub(crate) enum Lease {
     Until(Millis),
     /// Left by the process before this one, on the same boot of the machine. How long it still runs is known to the
-    /// kernel only, which removes the address in time; so it is good while the address is there, and never to add it.
-    Inherited,
+    /// kernel only, so it is good while the address is there, and never to add it. Some: the exact guard lets it answer
+    /// until then; whoever waits for its end waits no longer than that, while the kernel may keep the address for another
+    /// second (safety.md, R9 and "margin").
+    Inherited {
+        until: Option<Millis>,
+    },
 }
 
 impl Lease {
@@ -53,7 +73,7 @@ impl Lease {
     pub(crate) fn runs(self, now: Millis) -> bool {
         match self {
             Lease::Until(end) => end > now,
-            Lease::Inherited => false,
+            Lease::Inherited { .. } => false,
         }
     }
 }
@@ -83,13 +103,15 @@ impl Slot {
     }
 
     /// R9: the epoch always survives, the order only within one boot of the machine.
-    pub(crate) fn restored(saved: SavedAddress, same_machine_boot: bool, vouched_until: Millis) -> Self {
-        let hold = saved.hold.filter(|_| same_machine_boot).map(|order| Held {
-            order,
-            lease: Lease::Inherited,
-            ttl: None,
-            vouches: BTreeMap::new(),
-        });
+    /// `inherited`: what the order of the life before is still good for, if for anything.
+    pub(crate) fn restored(
+        saved: SavedAddress,
+        inherited: Option<Lease>,
+        ttl: Duration,
+        vouched_until: Millis,
+    ) -> Self {
+        let hold = saved.hold.zip(inherited);
+        let hold = hold.map(|(order, lease)| Held { order, lease, ttl, vouches: BTreeMap::new() });
         let seen = if stands(Safeguard::EpochSurvives) { saved.seen } else { Epoch(0) };
         let vouched_until = if stands(Safeguard::VouchQuarantine) { vouched_until } else { Millis(0) };
         Slot { seen, hold, forgotten: saved.forgotten, ..Slot::fresh(vouched_until) }
@@ -133,11 +155,11 @@ impl Slot {
                 order.proof |= before.as_ref().is_some_and(|h| h.order.proof);
                 let (lease, vouches) = match before {
                     Some(Held { lease: Lease::Until(earlier), vouches, .. }) => (earlier.max(until), vouches),
-                    Some(Held { lease: Lease::Inherited, vouches, .. }) => (until, vouches),
+                    Some(Held { lease: Lease::Inherited { .. }, vouches, .. }) => (until, vouches),
                     None => (until, BTreeMap::new()),
                 };
                 self.seen = order.epoch;
-                self.hold = Some(Held { order, lease: Lease::Until(lease), ttl: Some(ttl), vouches });
+                self.hold = Some(Held { order, lease: Lease::Until(lease), ttl, vouches });
                 if new { Accepted::New } else { Accepted::Renewed }
             }
         }
@@ -145,10 +167,10 @@ impl Slot {
 
     /// The order under which the address may be (or stay) on the machine until `Some(end)`; None: it must go.
     /// Adding it needs `may_add` as well.
-    pub(crate) fn right(&self, now: Millis, lead: Duration) -> Option<&Held> {
+    pub(crate) fn right(&self, now: Millis) -> Option<&Held> {
         self.hold.as_ref().filter(|held| match held.lease {
-            Lease::Until(end) => end - lead > now,
-            Lease::Inherited => self.present,
+            Lease::Until(_) => held.lets_go().is_some_and(|at| at > now),
+            Lease::Inherited { .. } => self.present && held.lets_go().is_none_or(|at| at > now),
         })
     }
 
@@ -277,11 +299,15 @@ mod tests {
     fn an_inherited_order_is_good_only_while_the_kernel_keeps_the_address_and_never_after_a_reboot() {
         let AddressOrder::Hold(order) = hold(5, true) else { unreachable!() };
         let saved = SavedAddress { seen: Epoch(5), hold: Some(order), forgotten: false };
-        let mut s = Slot::restored(saved.clone(), true, Millis(0));
-        assert!(!s.may_add(Millis(1)) && s.right(Millis(1), Duration::ZERO).is_none());
+        let inherited = |until| Some(Lease::Inherited { until });
+        let mut s = Slot::restored(saved.clone(), inherited(None), TTL, Millis(0));
+        assert!(!s.may_add(Millis(1)) && s.right(Millis(1)).is_none());
         s.present = true;
-        assert!(s.right(Millis(1), Duration::ZERO).is_some());
-        let rebooted = Slot::restored(saved, false, Millis(0));
+        assert!(s.right(Millis(1)).is_some());
+        let mut guarded = Slot::restored(saved.clone(), inherited(Some(Millis(1000))), TTL, Millis(0));
+        guarded.present = true;
+        assert!(guarded.right(Millis(799)).is_some() && guarded.right(Millis(800)).is_none());
+        let rebooted = Slot::restored(saved, None, TTL, Millis(0));
         assert_eq!((rebooted.seen, rebooted.hold), (Epoch(5), None));
     }
 }

@@ -18,7 +18,7 @@ mod probe;
 mod tests;
 mod vouch;
 
-use accept::{Accepted, Lease, SentReports, Slot};
+use accept::{Accepted, Held, Lease, SentReports, Slot};
 use io::{AskId, Audit, Input, Output, Saved, SavedAddress, Side, Step};
 use mmm_common::config::{Agent as Config, Cluster, OnHang};
 use mmm_common::epoch::{Anchor, Boot, Epoch};
@@ -30,7 +30,7 @@ use mmm_common::report::{
 use mmm_common::safeguard::{Safeguard, stands};
 use mmm_common::state::HostMode;
 use mmm_common::vouch::{VouchAnswer, VouchRequest};
-use plan::{Fitness, Situation, Subject, lead};
+use plan::{Fitness, Situation, Subject};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -86,6 +86,10 @@ pub struct Core {
 
     server: ServerReport,
     died_at: Option<Millis>,
+    /// The server ended while this host was, or was about to become, the active master.
+    crashed: bool,
+    /// A life before this one may have opened it, and it has not been looked at since.
+    opened_before: bool,
     /// The address of the active master's role.
     writer: Option<IpAddr>,
     /// The first look of this life at the server has ended.
@@ -129,19 +133,26 @@ pub struct Core {
 
 impl Core {
     /// `boot` names this life of the process: never used before by this agent. `machine_boot` is the kernel's boot id.
-    /// `guarded`: the exact guard is up, and stays up for as long as this process lives.
+    /// `guard`: the exact guard is up, and stays up for as long as this process lives; with until when it lets each
+    /// address answer by what the life before has armed.
     pub fn new(
         config: &Config,
         saved: Option<Saved>,
         boot: Boot,
         machine_boot: String,
-        guarded: bool,
+        guard: Option<BTreeMap<IpAddr, Millis>>,
         now: Millis,
     ) -> Self {
         let cluster = &config.cluster;
         let mut saved = saved.unwrap_or_default();
-        // An order of a life with the guard is waited out for less time than the kernel needs without it.
-        let may_inherit = saved.machine_boot == machine_boot && (guarded || !saved.guarded);
+        let same_boot = saved.machine_boot == machine_boot;
+        let was_guarded = saved.guarded;
+        let inherited = |ip: &IpAddr| match &guard {
+            _ if !same_boot => None,
+            // An order of a life with the guard is waited out for less time than the kernel needs without it.
+            None => (!was_guarded).then_some(Lease::Inherited { until: None }),
+            Some(armed) => armed.get(ip).map(|until| Lease::Inherited { until: Some(*until) }),
+        };
         // R9: whom this agent vouched for in the life before is not known.
         let vouched_ttl = Duration::from_millis(saved.vouched_ttl_ms);
         let vouched_until = now + cluster.lease_ttl.max(vouched_ttl) + Cluster::MARGIN;
@@ -150,15 +161,15 @@ impl Core {
             .keys()
             .map(|ip| {
                 let slot = saved.addresses.remove(ip).unwrap_or_default();
-                (*ip, Slot::restored(slot, may_inherit, vouched_until))
+                (*ip, Slot::restored(slot, inherited(ip), cluster.lease_ttl, vouched_until))
             })
             .collect();
         let opened =
             slots.iter().find(|(_, s)| s.hold.as_ref().is_some_and(|held| held.order.write)).map(|(ip, _)| *ip);
         Core {
             ttl: cluster.lease_ttl,
-            guarded,
-            guard_to_save: saved.guarded != guarded,
+            guarded: guard.is_some(),
+            guard_to_save: was_guarded != guard.is_some(),
             heartbeat: cluster.heartbeat_interval,
             restart_grace: cluster.restart_grace,
             sources: cluster.hosts.iter().map(|(name, h)| (name.clone(), (h.ip, h.mysql_port))).collect(),
@@ -186,6 +197,8 @@ impl Core {
             answered: None,
             server: ServerReport::unknown("not looked at yet"),
             died_at: None,
+            crashed: false,
+            opened_before: opened.is_some(),
             writer: cluster.writer().and_then(|role| role.ips.first().copied()),
             looked_at_server: false,
             opened,
@@ -273,6 +286,7 @@ impl Core {
                 }
             }
         }
+        self.note_crash(out);
         self.act(now, persist || guard_to_save, out);
         self.report_if_due(now, out);
         self.ask_if_due(now, out);
@@ -289,8 +303,8 @@ impl Core {
     pub fn next_deadline(&self) -> Option<(Millis, &'static str)> {
         let mut all = vec![(self.next_heartbeat, "heartbeat")];
         for slot in self.slots.values() {
+            all.extend(slot.hold.as_ref().and_then(Held::lets_go).map(|at| (at, "a lease is about to end")));
             if let Some(Lease::Until(end)) = slot.hold.as_ref().map(|h| h.lease) {
-                all.push((end - lead(self.ttl), "a lease is about to end"));
                 // The kernel takes whole seconds only: what was rounded off is given when the rest is a whole one.
                 let whole = end.since(self.now + Duration::from_millis(1)).as_secs();
                 if slot.present && whole > 0 {
@@ -399,7 +413,7 @@ impl Core {
         self.kernel_known = true;
         for (ip, slot) in &mut self.slots {
             let there = present.contains(ip);
-            if slot.present && !there && slot.right(now, lead(self.ttl)).is_some() {
+            if slot.present && !there && slot.right(now).is_some() {
                 warn(out, format!("{}({ip}) has left the machine, and not by this agent's hand", self.roles[ip]));
             }
             slot.present = there;
@@ -415,7 +429,7 @@ impl Core {
         if server.life != self.server.life && (life_word(&server.life) != life_word(&self.server.life)) {
             match &server.life {
                 Life::Alive => info(out, "The local server answers".to_owned()),
-                Life::Dead { why } => warn(out, format!("The local server has ended: {why}")),
+                Life::Dead { why, .. } => warn(out, format!("The local server has ended: {why}")),
                 Life::Hung { for_ms } => warn(out, format!("The local server hangs: no answer for {for_ms} ms")),
                 Life::Unknown { why } => warn(out, format!("The local server's state is not known: {why}")),
             }
@@ -423,6 +437,10 @@ impl Core {
         match server.life {
             Life::Dead { .. } => self.died_at = self.died_at.or(Some(now)),
             Life::Alive | Life::Hung { .. } | Life::Unknown { .. } => self.died_at = None,
+        }
+        if matches!(server.life, Life::Alive) && std::mem::take(&mut self.opened_before) {
+            // A server starts read-only.
+            self.crashed |= server.writing == Writing::ReadOnly;
         }
         self.report_due |= is_news(&self.server, &server) || self.position_old;
         self.server = server;
@@ -451,6 +469,28 @@ impl Core {
         }
     }
 
+    /// A crash can take back what was written last, also what a replica has already (MariaDB, data-safety.md): to write on
+    /// would be to use its GTIDs again. So whatever lease there is, the server is not opened before the monitor has taken
+    /// the role away, compared everybody, and given it anew.
+    fn note_crash(&mut self, out: &mut Vec<Output>) {
+        let crashed = self.crashed || matches!(self.server.life, Life::Dead { .. });
+        let told = self.crashed_master();
+        self.crashed = crashed && (self.is_active_master() || self.task.is_some());
+        if self.crashed_master() && !told {
+            let text = "The active master's server has ended: it is not opened again before what it has is compared";
+            warn(out, text.to_owned());
+        }
+    }
+
+    fn crashed_master(&self) -> bool {
+        self.crashed && self.is_active_master()
+    }
+
+    /// There is an order for it, whatever it is worth by now.
+    fn is_active_master(&self) -> bool {
+        self.writer.and_then(|ip| self.slots.get(&ip)).is_some_and(|slot| slot.hold.is_some())
+    }
+
     /// True if something must be on disk.
     fn done(&mut self, now: Millis, step: &Step, result: Result<(), String>, out: &mut Vec<Output>) -> bool {
         let Some(subject) = Subject::of(step) else { return false };
@@ -464,7 +504,27 @@ impl Core {
             if subject == Subject::Replication {
                 self.broken_off = Some((step.clone(), now));
             }
-            self.failed.insert(subject, (text, now + RETRY));
+            // What keeps an address answering cannot wait until its lease is over.
+            let pause = match step {
+                Step::Address { ip, .. } | Step::Allow { ip, .. } => {
+                    if let Some(slot) = self.slots.get_mut(ip) {
+                        slot.allowed_until = None;
+                    }
+                    RETRY.min(self.ttl / 10)
+                }
+                Step::Remove { .. }
+                | Step::Probe { .. }
+                | Step::Announce { .. }
+                | Step::ReadOnly
+                | Step::Writable { .. }
+                | Step::KillServer
+                | Step::Follow { .. }
+                | Step::Detach
+                | Step::SemiSync { .. }
+                | Step::Task(_)
+                | Step::Job(_) => RETRY,
+            };
+            self.failed.insert(subject, (text, now + pause));
             return false;
         }
         self.failed.remove(&subject);
@@ -615,9 +675,9 @@ impl Core {
         let mut requests: BTreeMap<HostName, BTreeMap<IpAddr, Epoch>> = BTreeMap::new();
         let mut ttl = Duration::ZERO;
         for (ip, slot) in &mut self.slots {
-            slot.extend_alone(now, self.ttl);
+            slot.extend_alone(now);
             let Some(held) = &slot.hold else { continue };
-            ttl = ttl.max(held.ttl.unwrap_or(self.ttl));
+            ttl = ttl.max(held.ttl);
             for granter in &held.order.granters {
                 requests.entry(granter.clone()).or_default().insert(*ip, held.order.epoch);
             }
@@ -690,12 +750,12 @@ impl Core {
     fn act(&mut self, now: Millis, persist: bool, out: &mut Vec<Output>) {
         let situation = Situation {
             now,
-            lead: lead(self.ttl),
             guarded: self.guarded,
             slots: &self.slots,
             server: &self.server,
             fitness: self.fitness(now),
             leaving: self.is_letting_go(now),
+            crashed: self.crashed_master(),
             quiescing: self.is_quiescing(now),
             replication: &self.replication,
             sources: &self.sources,
@@ -710,6 +770,7 @@ impl Core {
             kills_hung: self.kills_hung,
             opened: self.opened.is_some(),
             under_way: &self.under_way,
+            failed: &self.failed,
         };
         let mut steps = situation.plan();
         // What is no longer wanted is no trouble any more; what is waits for its next try.
@@ -721,8 +782,12 @@ impl Core {
         steps.retain(|step| {
             Subject::of(step).is_none_or(|subject| self.failed.get(&subject).is_none_or(|(_, at)| *at <= now))
         });
+        // A removal ends connections first, for up to a tenth of a second, which another lease may not have.
+        let (going_on, steps): (Vec<Step>, Vec<Step>) =
+            steps.into_iter().partition(|s| matches!(s, Step::Allow { .. }) && !persist);
         let (giving_up, taking): (Vec<Step>, Vec<Step>) =
             steps.into_iter().partition(|s| matches!(s, Step::Remove { .. } | Step::ReadOnly));
+        self.start(going_on, out);
         self.start(giving_up, out);
         if persist {
             out.push(Output::Persist(self.saved()));
@@ -748,10 +813,7 @@ impl Core {
     fn is_quiescing(&self, now: Millis) -> bool {
         self.task.as_ref().is_some_and(|(task, _)| {
             matches!(task.work, Work::Quiesce { .. })
-                && self
-                    .slots
-                    .values()
-                    .any(|s| s.right(now, lead(self.ttl)).is_some_and(|held| held.order.epoch == task.id))
+                && self.slots.values().any(|s| s.right(now).is_some_and(|held| held.order.epoch == task.id))
         })
     }
 
@@ -858,6 +920,10 @@ impl Core {
     /// A position counts as final when it is told together with read_only: both have to be from one look.
     fn told_server(&self) -> ServerReport {
         let mut server = self.server.clone();
+        if self.crashed_master() && matches!(server.life, Life::Alive) {
+            let why = "it was started again, and is not opened before what it has is compared".to_owned();
+            server.life = Life::Dead { why, restarted: true };
+        }
         if self.position_old {
             server.writing = Writing::Unknown;
         }

@@ -36,8 +36,8 @@ impl Address {
         let Parts { seen, hold, vouched_until, present } = parts;
         let hold = hold.map(|HoldParts { order, lease, vouches }| Held {
             order,
-            lease: lease.map_or(Lease::Inherited, Lease::Until),
-            ttl: Some(ttl),
+            lease: lease.map_or(Lease::Inherited { until: None }, Lease::Until),
+            ttl,
             vouches,
         });
         let mut probe = Probe::default();
@@ -60,7 +60,7 @@ impl Address {
         let hold = hold.map(|Held { order, lease, ttl: _, vouches }| {
             let lease = match lease {
                 Lease::Until(end) => Some(end),
-                Lease::Inherited => None,
+                Lease::Inherited { .. } => None,
             };
             HoldParts { order, lease, vouches }
         });
@@ -69,7 +69,9 @@ impl Address {
 
     /// The next process, with what this one saved.
     pub fn restarted(self, same_machine_boot: bool, vouched_until: Millis) -> Self {
-        Address(Slot::restored(self.0.saved(), same_machine_boot, vouched_until))
+        let inherited = same_machine_boot.then_some(Lease::Inherited { until: None });
+        // Leases that are inherited without a guard end by the kernel's hand: their length is not looked at.
+        Address(Slot::restored(self.0.saved(), inherited, Duration::ZERO, vouched_until))
     }
 
     /// False if the order is refused.
@@ -96,8 +98,8 @@ impl Address {
         self.0.vouched(by, epoch, sent, ttl);
     }
 
-    pub fn extend_alone(&mut self, now: Millis, ours: Duration) {
-        self.0.extend_alone(now, ours);
+    pub fn extend_alone(&mut self, now: Millis) {
+        self.0.extend_alone(now);
     }
 }
 

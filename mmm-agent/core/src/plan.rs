@@ -12,12 +12,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// How long before the end of a lease an agent without renewal lets go, so that the address is gone when it ends.
-pub(crate) fn lead(ttl: Duration) -> Duration {
-    // Of a short lease most has to be left; such ones need the exact guard, which ends the answers in time.
-    Duration::from_millis(200).min(ttl / 10)
-}
-
 /// What a step is about. While one is under way, or has just failed, the same is not begun again.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Subject {
@@ -61,8 +55,6 @@ pub(crate) enum Fitness {
 
 pub(crate) struct Situation<'a> {
     pub(crate) now: Millis,
-    /// How long before its end a lease gives no right any more.
-    pub(crate) lead: Duration,
     /// The exact guard is up.
     pub(crate) guarded: bool,
     pub(crate) slots: &'a BTreeMap<IpAddr, Slot>,
@@ -70,6 +62,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) fitness: Fitness,
     /// Shutting down: nothing is a right any more.
     pub(crate) leaving: bool,
+    /// The server ended under the order to write: it is not opened under that order again.
+    pub(crate) crashed: bool,
     /// A quiesce task has charge of read_only while its order stands.
     pub(crate) quiescing: bool,
     pub(crate) replication: &'a ReplicationOrder,
@@ -95,6 +89,8 @@ pub(crate) struct Situation<'a> {
     /// The server was opened, and has not been seen closed since.
     pub(crate) opened: bool,
     pub(crate) under_way: &'a BTreeSet<Subject>,
+    /// What has failed, and when it is tried again.
+    pub(crate) failed: &'a BTreeMap<Subject, (String, Millis)>,
 }
 
 impl Situation<'_> {
@@ -105,9 +101,13 @@ impl Situation<'_> {
         steps.extend(self.kill());
         steps.extend(self.read_only());
         steps.extend(self.writable());
-        steps.extend(
-            self.slots.iter().filter_map(|(ip, slot)| self.address(*ip, slot).or_else(|| self.allow(*ip, slot))),
-        );
+        for (ip, slot) in self.slots {
+            let address = self.address(*ip, slot);
+            // An address that is to be refreshed, and just could not be, is to answer all the same.
+            let waits = self.failed.get(&Subject::Add(*ip)).is_some_and(|(_, at)| *at > self.now);
+            let allow = if address.is_none() || waits { self.allow(*ip, slot) } else { None };
+            steps.extend(address.into_iter().chain(allow));
+        }
         steps.extend(self.replication());
         steps.extend(self.semisync());
         steps.retain(|step| Subject::of(step).is_none_or(|subject| !self.under_way.contains(&subject)));
@@ -116,12 +116,16 @@ impl Situation<'_> {
 
     /// The order under which this address may be here now.
     fn right<'s>(&self, slot: &'s Slot) -> Option<&'s Held> {
-        if self.leaving || self.fitness == Fitness::Gone { None } else { slot.right(self.now, self.lead) }
+        if self.leaving || self.fitness == Fitness::Gone {
+            return None;
+        }
+        // Reader addresses may stay: it serves.
+        slot.right(self.now).filter(|held| !(self.crashed && held.order.write))
     }
 
     fn remove(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
         // Whoever lost touch goes silently: somebody else may be about to answer for the address.
-        let turn_away = self.leaving || self.fitness == Fitness::Gone || slot.hold.is_none();
+        let turn_away = self.leaving || self.fitness == Fitness::Gone || self.crashed || slot.hold.is_none();
         (slot.present && slot.is_managed() && self.right(slot).is_none()).then_some(Step::Remove { ip, turn_away })
     }
 
@@ -161,7 +165,7 @@ impl Situation<'_> {
         let Lease::Until(end) = held.lease else { return None };
         let allowed = slot.present || slot.may_add(self.now);
         (self.fitness == Fitness::Good && allowed && self.server.writing != Writing::Allowed)
-            .then_some(Step::Writable { until: end - self.lead })
+            .then_some(Step::Writable { until: end - held.lead() })
     }
 
     fn address(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
@@ -174,7 +178,8 @@ impl Situation<'_> {
         }
         let until = self.now + Duration::from_secs(whole_seconds);
         let wanted = if slot.present {
-            slot.kernel_until.is_none_or(|set| set < until.min(end))
+            // Too long is what an order before this one, for a longer time, has left.
+            slot.kernel_until.is_none_or(|set| set < until.min(end) || set > until.max(end))
         } else {
             // The server opens before the address does: whoever reaches the writer address can write.
             slot.may_add(self.now) && self.fitness == Fitness::Good && self.is_open_for(&held.order)
@@ -183,11 +188,11 @@ impl Situation<'_> {
         wanted.then_some(Step::Address { ip, lifetime_s, until: end })
     }
 
-    /// What a renewal adds to the lease of an address that is here and whose lifetime needs nothing.
+    /// What a renewal adds to the lease of an address that is here and whose lifetime needs nothing; or takes from it, when
+    /// leases have become shorter.
     fn allow(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
         let Lease::Until(until) = self.right(slot)?.lease else { return None };
-        let longer = slot.allowed_until.is_none_or(|set| set < until);
-        (self.guarded && slot.present && longer).then_some(Step::Allow { ip, until })
+        (self.guarded && slot.present && slot.allowed_until != Some(until)).then_some(Step::Allow { ip, until })
     }
 
     fn probe(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {

@@ -64,9 +64,9 @@ impl Slot {
     }
 
     /// R6 (c): whom nobody could succeed extends by itself.
-    pub(crate) fn extend_alone(&mut self, now: Millis, ours: Duration) {
+    pub(crate) fn extend_alone(&mut self, now: Millis) {
         if let Some(held) = self.hold.as_mut().filter(|h| h.order.granters.is_empty()) {
-            held.extend(now + held.ttl.unwrap_or(ours));
+            held.extend(now + held.ttl);
         }
     }
 }
@@ -76,7 +76,7 @@ impl Held {
     fn extend(&mut self, until: Millis) -> bool {
         let longer = match self.lease {
             Lease::Until(end) => until > end,
-            Lease::Inherited => true,
+            Lease::Inherited { .. } => true,
         };
         if longer {
             self.lease = Lease::Until(until);
@@ -145,10 +145,10 @@ mod tests {
     #[test]
     fn nobody_to_ask_is_nobody_who_could_succeed() {
         let mut s = holder(&[]);
-        s.extend_alone(Millis(2000), TTL);
+        s.extend_alone(Millis(2000));
         assert_eq!(lease(&s), Lease::Until(Millis(5000)));
         let mut other = holder(&["db2"]);
-        other.extend_alone(Millis(2000), TTL);
+        other.extend_alone(Millis(2000));
         assert_eq!(lease(&other), Lease::Until(Millis(3000)));
     }
 

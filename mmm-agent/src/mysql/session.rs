@@ -352,6 +352,13 @@ impl Session {
         })
     }
 
+    /// How long ago the server was started, in whole seconds, by its own clock; None: it does not say.
+    pub(super) async fn uptime(&mut self) -> Result<Option<Duration>, Trouble> {
+        let rows = self.rows(QUERY, "SHOW GLOBAL STATUS LIKE 'Uptime'").await?;
+        let seconds = rows.first().and_then(|row| row.number(&["Value"]).ok());
+        Ok(seconds.map(Duration::from_secs))
+    }
+
     pub(super) async fn ping(&mut self, limit: Duration) -> Result<(), Trouble> {
         self.run(limit, "DO 0").await
     }

@@ -213,7 +213,7 @@ async fn a_killed_server_is_dead_at_once_and_alive_again_after_its_start(kind: &
     db1.kill9();
     let took = side.until("dead", |r| matches!(r.life, Life::Dead { .. })).await;
     assert!(took < 2 * SECOND, "{took:?}");
-    let Life::Dead { why } = &side.last.life else { unreachable!() };
+    let Life::Dead { why, .. } = &side.last.life else { unreachable!() };
     assert!(why.contains("broke") && why.contains("refused"), "{why}");
     assert_eq!(side.last.writing, Writing::Unknown);
     db1.reap();

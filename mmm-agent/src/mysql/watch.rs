@@ -46,6 +46,10 @@ enum Seen {
     Sample(Sample),
     /// It answers, but refuses the agent.
     Denied(String),
+    /// What answers on a new login is not the process that answered before.
+    Restarted {
+        uptime: Duration,
+    },
     /// A new connection was refused.
     NotThere,
     /// The tripwire's connection ended.
@@ -164,6 +168,8 @@ struct Sampler {
     /// Not before then is another connection tried for it.
     status_again: Instant,
     semisync: Semi,
+    /// When the server was started, by what it said at the last login.
+    started: Option<Instant>,
 }
 
 /// What is known of semi-synchronous replication.
@@ -187,6 +193,7 @@ impl Sampler {
             last_status: None,
             status_again: Instant::now(),
             semisync: Semi::default(),
+            started: None,
         }
     }
 
@@ -244,6 +251,14 @@ impl Sampler {
                     answer => answer?,
                 };
                 let _ended = seen.send(Seen::Answer);
+                // Before the sample of the new one: whoever held the old one for alive has to hear of its end.
+                if let Some(uptime) = session.uptime().await? {
+                    let now = Instant::now();
+                    let started = now.checked_sub(uptime).unwrap_or(now);
+                    if is_another(self.started.replace(started), started) {
+                        let _ended = seen.send(Seen::Restarted { uptime });
+                    }
+                }
                 let vitals = session.vitals().await?;
                 // Not knowing another way in is no reason not to use this one.
                 let _unknown = self.server.find_side_door(&mut session).await;
@@ -324,6 +339,13 @@ impl Sampler {
     }
 }
 
+/// Whether two moments of start, as reckoned from whole seconds of uptime, are of two processes. The server's clock may
+/// have been set meanwhile, by hand or by a big step: then one process is taken for two, which costs a failover and
+/// nothing else.
+fn is_another(before: Option<Instant>, now: Instant) -> bool {
+    before.is_some_and(|before| now.saturating_duration_since(before) > Duration::from_millis(1500))
+}
+
 impl Semi {
     /// An answer that is no good only means that nothing is known; the connection's trouble is everybody's.
     async fn look(&mut self, session: &mut Session, patience: Duration) -> Result<(), Trouble> {
@@ -354,20 +376,33 @@ async fn judge(
 ) {
     let mut judge = Judge::new(server.place.clone(), hang_timeout, Instant::now());
     let mut sent: Option<(Instant, ServerReport)> = None;
+    let mut knocks: Option<Knocks> = None;
     loop {
         let mut flush = None;
-        match timeout(judge.next_look(Instant::now()), sights.recv()).await {
+        let now = Instant::now();
+        let pause = judge.next_look(now);
+        let pause = knocks.map_or(pause, |k| pause.min(k.next.saturating_duration_since(now)));
+        match timeout(pause, sights.recv()).await {
             Ok(None) => return,
             Ok(Some(Seen::Answer)) => judge.answered(Instant::now()),
             Ok(Some(Seen::Sample(sample))) => judge.sampled(Instant::now(), sample),
             Ok(Some(Seen::Denied(why))) => judge.denied(Instant::now(), why),
+            Ok(Some(Seen::Restarted { uptime })) => judge.restarted(uptime),
             Ok(Some(Seen::NotThere)) => judge.knocked(server.knock(QUERY / 10).await),
             Ok(Some(Seen::Broke { farewell })) => {
                 judge.broke(farewell);
                 judge.knocked(server.knock(QUERY / 10).await);
+                knocks = Some(Knocks::begin(Instant::now()));
             }
             Ok(Some(Seen::Flush(done))) => flush = Some(done),
             Err(_) => judge.silent(Instant::now()),
+        }
+        if judge.is_dead() {
+            knocks = None;
+        }
+        if knocks.is_some_and(|k| Instant::now() >= k.next) {
+            judge.knocked(server.knock(QUERY / 10).await);
+            knocks = knocks.and_then(|k| k.after(Instant::now()));
         }
         let now = Instant::now();
         let due = match &sent {
@@ -383,6 +418,31 @@ async fn judge(
         if let Some(done) = flush {
             let _gone = done.send(());
         }
+    }
+}
+
+/// A server that is killed loses its connections one after the other, and the place where it listens among them: right
+/// after the first a new one may still be let in, and by the sampler's next look the server may have been started again.
+/// So it is asked several times, at ever longer intervals: each time is a connection without a login, and a server
+/// stops serving a host that makes a hundred of these in a row (max_connect_errors).
+#[derive(Clone, Copy, Debug)]
+struct Knocks {
+    next: Instant,
+    pause: Duration,
+}
+
+impl Knocks {
+    const FIRST: Duration = Duration::from_millis(1);
+    const LAST: Duration = Duration::from_millis(128);
+
+    fn begin(now: Instant) -> Knocks {
+        Knocks { next: now + Self::FIRST, pause: Self::FIRST }
+    }
+
+    /// None: the sampler's looks are enough from here.
+    fn after(self, now: Instant) -> Option<Knocks> {
+        let pause = self.pause * 2;
+        (pause <= Self::LAST).then_some(Knocks { next: now + pause, pause })
     }
 }
 
@@ -431,6 +491,10 @@ impl Judge {
         self.report = ServerReport { life, writing, executed, replication, semisync };
     }
 
+    fn is_dead(&self) -> bool {
+        matches!(self.report.life, Life::Dead { .. })
+    }
+
     fn denied(&mut self, now: Instant, why: String) {
         self.last_answer = now;
         self.report = ServerReport::unknown(&format!("{} runs, but does not let the agent look: {why}", self.place));
@@ -451,13 +515,26 @@ impl Judge {
                     (None, false) => "not seen alive since the agent started".to_owned(),
                 };
                 let why = format!("{}: {before}, and a new connection is refused ({why})", self.place);
-                if !matches!(self.report.life, Life::Dead { .. }) {
-                    self.report = ServerReport { life: Life::Dead { why }, ..ServerReport::unknown("") };
-                }
+                self.ended(why, false);
             }
             Knock::Elsewhere(why) => self.report = ServerReport::unknown(&why),
             // Something listens, or nobody knows: the sampler goes on looking.
             Knock::Open | Knock::Unclear => {}
+        }
+    }
+
+    /// Its end was over before anybody had looked.
+    fn restarted(&mut self, uptime: Duration) {
+        let seconds = uptime.as_secs();
+        self.ended(
+            format!("{}: its connections broke, and what answers was started {seconds} s ago", self.place),
+            true,
+        );
+    }
+
+    fn ended(&mut self, why: String, restarted: bool) {
+        if !self.is_dead() {
+            self.report = ServerReport { life: Life::Dead { why, restarted }, ..ServerReport::unknown("") };
         }
     }
 
@@ -498,6 +575,36 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_was_over_before_anybody_looked_is_an_end() {
+        let mut judge = alive(Instant::now());
+        judge.restarted(Duration::from_secs(2));
+        let Life::Dead { why, restarted: true } = &judge.report.life else { panic!("{:?}", judge.report) };
+        assert!(why.contains("started 2 s ago"), "{why}");
+    }
+
+    #[test]
+    fn a_start_is_told_from_the_rounding_of_the_uptime() {
+        let start = Instant::now();
+        assert!(!is_another(None, start));
+        assert!(!is_another(Some(start), start + Duration::from_millis(999)));
+        assert!(!is_another(Some(start + Duration::from_secs(9)), start), "its clock was set back");
+        assert!(is_another(Some(start), start + Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn knocks_end_and_are_few() {
+        let start = Instant::now();
+        let mut knocks = Some(Knocks::begin(start));
+        let (mut count, mut last) = (0, start);
+        while let Some(k) = knocks {
+            (count, last) = (count + 1, k.next);
+            knocks = k.after(last);
+        }
+        assert_eq!(count, 8);
+        assert!(last - start >= PERIOD, "no gap to the sampler's looks: {:?}", last - start);
+    }
+
+    #[test]
     fn silence_is_a_hang_only_after_the_timeout_and_an_answer_ends_it() {
         let start = Instant::now();
         let mut judge = alive(start);
@@ -526,7 +633,7 @@ mod tests {
         let mut judge = alive(Instant::now());
         judge.broke(Some("error 1053: Server shutdown in progress".to_owned()));
         judge.knocked(Knock::NotThere("refused".to_owned()));
-        let Life::Dead { why } = &judge.report.life else { panic!("{:?}", judge.report) };
+        let Life::Dead { why, .. } = &judge.report.life else { panic!("{:?}", judge.report) };
         assert!(why.contains("clean shutdown"), "{why}");
     }
 }

@@ -135,7 +135,7 @@ impl HostFacts {
         }
         match &report.server.life {
             Life::Alive | Life::Unknown { .. } => self.gone = None,
-            Life::Dead { why } => {
+            Life::Dead { why, restarted: _ } => {
                 if self.gone.is_none() {
                     self.silent_before = Duration::ZERO;
                 }
@@ -241,11 +241,12 @@ impl HostFacts {
         }
     }
 
-    /// `restart_grace` is for servers that have ended; a hang has had its `hang_timeout`.
+    /// `restart_grace` is for servers that have ended, and over when they are back; a hang has had its `hang_timeout`.
     fn grace(&self, config: &Config) -> Duration {
         match self.report.as_ref().map(|r| &r.server.life) {
-            Some(Life::Dead { .. }) => config.cluster.restart_grace,
-            Some(Life::Hung { .. } | Life::Alive | Life::Unknown { .. }) | None => Duration::ZERO,
+            Some(Life::Dead { restarted: false, .. }) => config.cluster.restart_grace,
+            Some(Life::Dead { restarted: true, .. } | Life::Hung { .. } | Life::Alive | Life::Unknown { .. })
+            | None => Duration::ZERO,
         }
     }
 

@@ -149,7 +149,7 @@ pub(crate) fn vouch(a: &Agent, asked: u8, quarantine: i8, ttl: i8) -> Option<Age
 
 pub(crate) fn extend_alone(a: &Agent, ttl: i8) -> Agent {
     let mut slot = address(a, ttl);
-    slot.extend_alone(NOW, ticks(ttl));
+    slot.extend_alone(NOW);
     compact(slot, a.kernel)
 }
 

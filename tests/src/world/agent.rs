@@ -26,14 +26,18 @@ impl World {
         let boot = Boot(host.boots);
         let machine = format!("machine-{}", host.machine_boot);
         let now = host.clock.shows(self.now);
-        // As the shell does it: without the guard, what a life with it has left is given up first.
+        // As the shell does it: without the guard, what a life with it has left is given up first; with it, what one
+        // without it has left is armed for the rest of its lifetime.
+        let mut guard = None;
         if host.guarded {
-            host.allowed.get_or_insert_default();
+            let tables = host.allowed.get_or_insert_with(|| host.kernel.clone());
+            let armed = tables.iter().filter(|(_, until)| **until > self.now);
+            guard = Some(armed.map(|(ip, until)| (*ip, host.clock.shows(*until))).collect());
         } else if host.allowed.is_some() || host.saved.as_ref().is_some_and(|s| s.guarded) {
             host.kernel.clear();
             host.allowed = None;
         }
-        host.agent = Some(AgentCore::new(&config, host.saved.clone(), boot, machine, host.guarded, now));
+        host.agent = Some(AgentCore::new(&config, host.saved.clone(), boot, machine, guard, now));
         host.told = None;
         host.minded_since = None;
         host.steps.clear();

@@ -432,7 +432,7 @@ impl World {
             Some(_) => {}
             None if !server.up => {
                 report = ServerReport {
-                    life: Life::Dead { why: "connection refused".into() },
+                    life: Life::Dead { why: "connection refused".into(), restarted: false },
                     writing: Writing::Unknown,
                     ..ServerReport::unknown("")
                 };

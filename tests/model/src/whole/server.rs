@@ -207,7 +207,7 @@ impl Server {
             Some(since) if now - since >= HANG => ServerReport { life: Life::Hung { for_ms: HANG }, ..before() },
             Some(_) => before(),
             None if !self.up => ServerReport {
-                life: Life::Dead { why: "connection refused".to_owned() },
+                life: Life::Dead { why: "connection refused".to_owned(), restarted: false },
                 writing: Writing::Unknown,
                 ..ServerReport::unknown("")
             },

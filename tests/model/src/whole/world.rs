@@ -152,7 +152,7 @@ impl World {
         for i in 0..hosts {
             let boot = Boot(LIVES * (i as u64 + 1));
             world.hosts.push(Host {
-                core: AgentCore::new(&config::agent(hosts, i), None, boot, "machine-1".to_owned(), false, Millis(now)),
+                core: AgentCore::new(&config::agent(hosts, i), None, boot, "machine-1".to_owned(), None, Millis(now)),
                 disk: None,
                 boot,
                 machine: 1,
@@ -443,7 +443,7 @@ impl World {
         let host = &mut self.hosts[i];
         host.boot = Boot(host.boot.0 + 1);
         let machine = format!("machine-{}", host.machine);
-        host.core = AgentCore::new(&config::agent(count, i), host.disk.clone(), host.boot, machine, false, Millis(now));
+        host.core = AgentCore::new(&config::agent(count, i), host.disk.clone(), host.boot, machine, None, Millis(now));
         host.paused = false;
         host.pile.clear();
         host.told = None;
