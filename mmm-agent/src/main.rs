@@ -182,6 +182,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     let start =
         Start { config, addresses: &addresses, roles: &roles, saved: saved.as_ref(), machine_boot: &machine_boot };
     let mut guard = start.put_up_guard(&alone, link.mac.is_some(), held_back).await?;
+    let left = guard.as_ref().ok().map(|guard| guard.left().clone());
     let guard_changes = guard.as_mut().ok().and_then(Guard::watch);
     let (changes, kernel) = mpsc::unbounded_channel();
     netlink::watch(&host.cluster_interface, roles.clone(), changes)?;
@@ -208,7 +209,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
         host.cluster_interface
     );
     Runtime {
-        core: Core::new(config, saved, boot, machine_boot, guard.is_ok(), clock::now()),
+        core: Core::new(config, saved, boot, machine_boot, left, clock::now()),
         disk,
         roles,
         announcer: arp::Announcer::new(addresses.clone()),
