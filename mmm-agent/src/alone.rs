@@ -10,9 +10,13 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 /// Mode 0600; for a holder of CAP_NET_ADMIN as for root (net/sysctl_net.c). The one of the caller's network namespace.
 const FILE: &str = "/proc/sys/net/ipv4/tcp_fastopen_key";
+
+/// How long the tables may still seem to have an owner who has ended.
+const LINGERS: Duration = Duration::from_millis(200);
 
 /// No other agent runs in this network namespace for as long as this lives.
 pub(crate) struct Alone(#[expect(dead_code, reason = "held, not used")] Flock<File>);
@@ -36,13 +40,25 @@ impl Alone {
             Err((_, e)) => return Err(e).with_context(|| format!("locking {FILE}")),
         };
         // One in a container with a /proc of its own does not see the lock.
-        if let Some(port) = guard::owner().map_err(anyhow::Error::msg)? {
+        if let Some(port) = owner()? {
             bail!(
                 "another mmm_agentd guards its role addresses in this network namespace: netlink port {port}, which is \
                  mostly its process id, owns the nftables tables mmm_guard. Stop that one first"
             );
         }
         Ok(Alone(lock))
+    }
+}
+
+/// Of a process that has just ended, a child that it was about to start may have the socket open a moment longer.
+fn owner() -> anyhow::Result<Option<u32>> {
+    let end = Instant::now() + LINGERS;
+    loop {
+        let owner = guard::owner().map_err(anyhow::Error::msg)?;
+        if owner.is_none() || Instant::now() >= end {
+            return Ok(owner);
+        }
+        std::thread::sleep(LINGERS / 10);
     }
 }
 

@@ -715,6 +715,9 @@ fn changed_destinations_do_not_go_round_the_guard() {
         }
         for ((ip, port, _), (mut client, mut server)) in ways.into_iter().zip(connected) {
             connect(ip, port).expect_err("a new connection");
+            client.write_all(b"a question that is late").unwrap();
+            server.set_read_timeout(Some(ms(200))).unwrap();
+            assert!(server.read(&mut [0; 1]).is_err(), "{ip} port {port}: what was connected is heard");
             server.write_all(b"an answer that is late").unwrap();
             let heard = client.read(&mut [0; 1]);
             assert!(heard.is_err(), "{ip} port {port}: what was connected gets an answer");
