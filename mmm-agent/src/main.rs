@@ -7,6 +7,7 @@
 //! next process goes on with the leases that still run); SIGHUP reads the configuration again, and when it is good
 //! and different the process replaces itself, keeping its roles.
 
+mod alone;
 mod arp;
 mod clock;
 mod disk;
@@ -27,9 +28,10 @@ mod testnet;
 mod turn_away;
 mod watchdog;
 
+use alone::Alone;
 use anyhow::{Context, bail};
 use clap::Parser;
-use guard::Guard;
+use guard::{Guard, Known};
 use mmm_agent_core::Core;
 use mmm_agent_core::io::{Saved, SavedAddress};
 use mmm_common::config::parse::{self, Mistake};
@@ -155,6 +157,7 @@ fn run(config: Arc<Config>, path: &Path) -> anyhow::Result<Ending> {
 async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result<Ending> {
     // Before anything else: a signal during the start must not be lost, nor end the process by its default.
     let signals = listen_for_signals(config, path)?;
+    let alone = Alone::make_sure()?;
     let addresses = netlink::Addresses::new(&host.cluster_interface);
     let link = addresses.link().await?;
     if !link.up {
@@ -171,8 +174,16 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     if let Some(saved) = &saved {
         remove_endless(&addresses, saved).await?;
     }
-    let saved = with_marked(saved, addresses.marked(&roles).await?);
-    let guard = put_up_guard(config, &addresses, &roles, saved.as_ref()).await?;
+    let mut marked = addresses.marked(&roles).await?;
+    let held_back = guard::left().map_err(anyhow::Error::msg)?;
+    // The tables hold back nothing but what an agent had, so they are a mark as well, on kernels that keep no other.
+    marked.extend(addresses.present(held_back.as_ref().unwrap_or(&BTreeSet::new())).await?.intersection(&roles));
+    let saved = with_marked(saved, marked);
+    let start =
+        Start { config, addresses: &addresses, roles: &roles, saved: saved.as_ref(), machine_boot: &machine_boot };
+    let mut guard = start.put_up_guard(&alone, link.mac.is_some(), held_back).await?;
+    let left = guard.as_ref().ok().map(|guard| guard.left().clone());
+    let guard_changes = guard.as_mut().ok().and_then(Guard::watch);
     let (changes, kernel) = mpsc::unbounded_channel();
     netlink::watch(&host.cluster_interface, roles.clone(), changes)?;
     let (inputs, database) = mpsc::unbounded_channel();
@@ -198,7 +209,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
         host.cluster_interface
     );
     Runtime {
-        core: Core::new(config, saved, boot, machine_boot, guard.is_ok(), clock::now()),
+        core: Core::new(config, saved, boot, machine_boot, left, clock::now()),
         disk,
         roles,
         announcer: arp::Announcer::new(addresses.clone()),
@@ -211,7 +222,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
         server: Box::new(move |step| server.queue(step)),
         jobs: Box::new(move |job| jobs.begin(job)),
         kill_server: Box::new(move || jobs::kill_server(&kill_config, for_kill.clone())),
-        inbox: Inbox { signals, database, kernel, monitor, agents },
+        inbox: Inbox { signals, database, kernel, monitor, agents, guard: guard_changes },
         alarm: clock::Alarm::new().context("making a timer on CLOCK_BOOTTIME")?,
         systemd_watchdog: sd_notify::watchdog_enabled(),
         watchdog: watchdog::Watchdog::new(config.watchdog_device.clone()),
@@ -220,45 +231,90 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     .await
 }
 
-/// The exact guard, or why there is none: it is not wanted, or does not work here. Without it addresses of a life that had it are given up: their leases
-/// are waited out for less time than the kernel takes to remove them.
-async fn put_up_guard(
-    config: &Config,
-    addresses: &netlink::Addresses,
-    roles: &BTreeSet<IpAddr>,
-    saved: Option<&Saved>,
-) -> anyhow::Result<Result<Guard, String>> {
-    // One that has left the configuration may still be here.
-    let known = saved.iter().flat_map(|s| s.addresses.keys());
-    let all: BTreeSet<IpAddr> = roles.iter().chain(known).copied().collect();
-    let why = if config.exact_guard {
-        match Guard::begin(&all).await {
-            Ok(guard) => {
-                tracing::info!("the exact guard is up: role addresses answer until their leases end, and not longer");
-                return Ok(Ok(guard));
+/// What is known when the agent starts.
+struct Start<'a> {
+    config: &'a Config,
+    addresses: &'a netlink::Addresses,
+    roles: &'a BTreeSet<IpAddr>,
+    saved: Option<&'a Saved>,
+    machine_boot: &'a str,
+}
+
+impl Start<'_> {
+    /// The exact guard, or why there is none: it is not wanted, or does not work here. Without it addresses of a life that
+    /// had it are given up: their leases are waited out for less time than the kernel takes to remove them.
+    async fn put_up_guard(
+        &self,
+        alone: &Alone,
+        has_ethernet: bool,
+        held_back: Option<BTreeSet<IpAddr>>,
+    ) -> anyhow::Result<Result<Guard, String>> {
+        let why = if !self.config.exact_guard {
+            "exact_guard is false".to_owned()
+        } else if !has_ethernet {
+            format!(
+                "interface {} has no Ethernet addresses (6 bytes), by which it tells whose an ARP packet is",
+                self.addresses.interface()
+            )
+        } else {
+            match Guard::begin(alone, self.known().await?).await {
+                Ok(guard) => {
+                    let now = clock::now();
+                    let left: Vec<String> = guard
+                        .left()
+                        .iter()
+                        .map(|(ip, until)| format!("{ip}: {} ms", until.since(now).as_millis()))
+                        .collect();
+                    tracing::info!(
+                        left = left.join(", "),
+                        "the exact guard is up: role addresses answer until their leases end, and not longer"
+                    );
+                    return Ok(Ok(guard));
+                }
+                Err(why) => why,
             }
-            Err(why) => why,
+        };
+        let lease = self.config.cluster.lease_ttl;
+        if lease < Cluster::SHORTEST_UNGUARDED_TTL {
+            bail!(
+                "lease_ttl is {lease:?}, which needs the exact guard: {why}. Or make lease_ttl 3s or longer on all hosts"
+            );
         }
-    } else {
-        "exact_guard is false".to_owned()
-    };
-    let lease = config.cluster.lease_ttl;
-    if lease < Cluster::SHORTEST_UNGUARDED_TTL {
-        bail!(
-            "lease_ttl is {lease:?}, which needs the exact guard: {why}. Or make lease_ttl 3s or longer on all hosts"
-        );
+        tracing::warn!("there is no exact guard, so a failover from a silent host waits 1.3 s longer: {why}");
+        if self.saved.is_some_and(|s| s.guarded) || held_back.is_some() {
+            let mut left: BTreeSet<IpAddr> = self.managed().chain(held_back.iter().flatten().copied()).collect();
+            left.extend(self.addresses.marked(self.roles).await?);
+            for ip in self.addresses.present(&left).await? {
+                tracing::warn!(%ip, "role address was left by a process with the exact guard, and is given up without it");
+                runtime::remove_with_connections(self.addresses, ip).await?;
+            }
+        }
+        if guard::left().map_err(anyhow::Error::msg)?.is_some() {
+            // With them role addresses would never answer.
+            guard::clear_away(alone).map_err(anyhow::Error::msg)?;
+        }
+        Ok(Err(why))
     }
-    tracing::warn!("there is no exact guard, so a failover from a silent host waits 1.3 s longer: {why}");
-    if saved.is_some_and(|s| s.guarded) || guard::is_left() {
-        for ip in addresses.marked(&all).await? {
-            tracing::warn!(%ip, "role address was left by a process with the exact guard, and is given up without it");
-            addresses.remove(ip).await?;
-        }
-        if let Err(why) = guard::clear_away() {
-            tracing::warn!("{why}");
-        }
+
+    /// What an order has spoken of, or an agent has left, also when it is in the configuration no more.
+    fn managed(&self) -> impl Iterator<Item = IpAddr> {
+        let saved = self.saved.iter().flat_map(|s| &s.addresses);
+        saved.filter(|(_, slot)| slot.seen.0 > 0 || slot.forgotten).map(|(ip, _)| *ip)
     }
-    Ok(Err(why))
+
+    async fn known(&self) -> anyhow::Result<Known> {
+        // By these the core goes on as well, and by those of a life with the guard only as long as that lets them answer.
+        let inherits = |s: &&Saved| !s.guarded && s.machine_boot == self.machine_boot;
+        let slots = self.saved.filter(inherits).into_iter().flat_map(|s| &s.addresses);
+        let held = slots.filter(|(_, slot)| slot.hold.is_some()).map(|(ip, _)| *ip).collect();
+        let start = clock::now();
+        let lifetimes = self.addresses.lifetimes(&held).await?;
+        Ok(Known {
+            roles: self.roles.clone(),
+            managed: self.managed().collect(),
+            unguarded: lifetimes.into_iter().map(|(ip, rest)| (ip, start + rest)).collect(),
+        })
+    }
 }
 
 /// For jobs, which may only touch the data of a host that holds nothing.
@@ -294,7 +350,7 @@ async fn remove_endless(addresses: &netlink::Addresses, saved: &Saved) -> anyhow
     let inherited = saved.addresses.iter().filter(|(_, slot)| slot.hold.is_some()).map(|(ip, _)| *ip).collect();
     for ip in addresses.endless(&inherited).await? {
         tracing::warn!(%ip, "role address was on this host without a lifetime, so not put there by an agent; removing it");
-        addresses.remove(ip).await?;
+        runtime::remove_with_connections(addresses, ip).await?;
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use rtnetlink::packet_route::address::{
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, MulticastGroup};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
@@ -113,6 +113,25 @@ impl Addresses {
     pub(crate) async fn endless(&self, wanted: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>, NetlinkError> {
         let found = self.list().await?.into_iter();
         Ok(found.filter(|f| wanted.contains(&f.ip) && f.is_endless()).map(|f| f.ip).collect())
+    }
+
+    /// How long the kernel still keeps these, of those that are here and have a lifetime, in whole seconds rounded up; of
+    /// one that is here several times the shortest.
+    pub(crate) async fn lifetimes(
+        &self,
+        wanted: &BTreeSet<IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, Duration>, NetlinkError> {
+        let mut lifetimes = BTreeMap::new();
+        for found in self.list().await?.into_iter().filter(|f| wanted.contains(&f.ip)) {
+            if let Some(valid) = found.valid_s() {
+                let valid = Duration::from_secs(valid.into());
+                lifetimes
+                    .entry(found.ip)
+                    .and_modify(|before: &mut Duration| *before = valid.min(*before))
+                    .or_insert(valid);
+            }
+        }
+        Ok(lifetimes)
     }
 
     /// Puts the address on the cluster interface with a lifetime, or refreshes the lifetime when it is there. The same
@@ -305,7 +324,15 @@ impl Found {
     }
 
     fn is_endless(&self) -> bool {
-        !self.message.attributes.iter().any(|a| matches!(a, AddressAttribute::CacheInfo(c) if c.ifa_valid != u32::MAX))
+        self.valid_s().is_none()
+    }
+
+    /// None: for ever.
+    fn valid_s(&self) -> Option<u32> {
+        self.message.attributes.iter().find_map(|a| match a {
+            AddressAttribute::CacheInfo(c) if c.ifa_valid != u32::MAX => Some(c.ifa_valid),
+            _ => None,
+        })
     }
 
     /// Exactly where and how [`Addresses::add`] puts it.

@@ -7,9 +7,9 @@
 use crate::arp::Announcer;
 use crate::clock::{self, Alarm};
 use crate::disk::Disk;
-use crate::guard::Guard;
+use crate::guard::{Guard, Watch};
 use crate::monitor_link::MonitorLink;
-use crate::netlink::{Addresses, Change};
+use crate::netlink::{Addresses, Change, NetlinkError};
 use crate::peers::Peers;
 use crate::probe::Prober;
 use crate::sockets;
@@ -32,6 +32,8 @@ const LEAVE_TIME: Duration = Duration::from_secs(20);
 const KEEP_TIME: Duration = Duration::from_secs(5);
 /// From the core's decision to the kernel's hearing of it; less is noise, and well within the margin of a lease.
 const DECIDED_WITHIN: Duration = Duration::from_millis(200);
+/// How often the guard is looked at, in case nobody tells of a change.
+const CHECK_GUARD: Duration = Duration::from_millis(500);
 /// What ending the connections may take of the short time in which an address has to go. Some ten thousand fit.
 const RESETS_TIME: Duration = Duration::from_millis(100);
 /// Answers that one input may bring about, one after the other. A hundred addresses need a few hundred.
@@ -130,11 +132,14 @@ pub(crate) struct Inbox {
     pub(crate) monitor: Receiver<Input>,
     /// What other agents ask and answer.
     pub(crate) agents: Receiver<Input>,
+    /// Somebody has changed the guard's tables.
+    pub(crate) guard: Option<Watch>,
 }
 
 enum Event {
     Signal(Signal),
     Kernel(Change),
+    Guard,
     Input(Box<Input>),
 }
 
@@ -149,6 +154,7 @@ impl Inbox {
                 tokio::select! {
                     Some(input) = self.database.recv() => Event::Input(Box::new(input)),
                     Some(change) = self.kernel.recv() => Event::Kernel(change),
+                    Some(()) = changed(&mut self.guard) => Event::Guard,
                     Some(input) = self.monitor.recv() => Event::Input(Box::new(input)),
                     Some(input) = self.agents.recv() => Event::Input(Box::new(input)),
                     else => std::future::pending().await,
@@ -156,6 +162,10 @@ impl Inbox {
             } => event,
         }
     }
+}
+
+async fn changed(guard: &mut Option<Watch>) -> Option<()> {
+    guard.as_mut()?.recv().await
 }
 
 /// On the way out.
@@ -191,6 +201,7 @@ impl<C: Decide, D: Save> Runtime<C, D> {
     async fn rounds(&mut self) -> anyhow::Result<Ending> {
         let mut leaving: Option<Leaving> = None;
         let mut feed_dog = clock::now();
+        let mut check_guard = clock::now() + CHECK_GUARD;
         let mut ticks_in_a_row = 0;
         tell_systemd(&[sd_notify::NotifyState::Ready]);
         // The core learns what is on the machine before anything else.
@@ -208,6 +219,10 @@ impl<C: Decide, D: Save> Runtime<C, D> {
             {
                 tell_systemd(&[sd_notify::NotifyState::Watchdog]);
                 feed_dog = now + every / 2;
+            }
+            if self.guard.is_some() && now >= check_guard {
+                self.check_guard().await?;
+                check_guard = now + CHECK_GUARD;
             }
             if let Some(leaving) = leaving.as_ref().filter(|l| now >= l.latest) {
                 return self.give_up(leaving).await;
@@ -233,6 +248,7 @@ impl<C: Decide, D: Save> Runtime<C, D> {
             }
             wake = earliest(wake, self.systemd_watchdog.map(|_| feed_dog));
             wake = earliest(wake, self.watchdog.deadline());
+            wake = earliest(wake, self.guard.as_ref().map(|_| check_guard));
             wake = earliest(wake, leaving.as_ref().map(|l| l.latest));
             let event = tokio::select! {
                 biased;
@@ -257,9 +273,33 @@ impl<C: Decide, D: Save> Runtime<C, D> {
                     }
                     Some(Input::KernelChanged)
                 }
+                Event::Guard => {
+                    self.check_guard().await?;
+                    None
+                }
                 Event::Input(input) => Some(*input),
             };
         }
+    }
+
+    /// Whoever waits out a lease of this agent counts on the guard. Without it the addresses leave while their leases still
+    /// run; the next start goes on without it, or says why it cannot.
+    async fn check_guard(&mut self) -> anyhow::Result<()> {
+        let Some(guard) = &mut self.guard else { return Ok(()) };
+        let Err(why) = guard.check() else { return Ok(()) };
+        tracing::error!(
+            "the exact guard is gone and cannot be put up again, so the role addresses are given up: {why}"
+        );
+        let mut left = Vec::new();
+        for ip in guard.guarded().clone() {
+            if let Err(e) = self.remove(ip, false).await {
+                left.push(e);
+            }
+        }
+        if left.is_empty() {
+            bail!("the exact guard was lost ({why}); the role addresses were removed, read_only may not be set")
+        }
+        bail!("the exact guard was lost ({why}), and: {}", left.join("; "))
     }
 
     /// Carries one input through the core, and the answers to what the core wanted done, until there are none left.
@@ -373,11 +413,7 @@ impl<C: Decide, D: Save> Runtime<C, D> {
             tracing::warn!(%ip, "connections cannot be turned away: {e}");
             None
         });
-        end_connections(ip, RESETS_TIME).await;
-        let removed = self.addresses.remove(ip).await;
-        // Whoever got in between, or did not fit into the time. Their clients hear nothing any more, but the server's
-        // side ends, and with it what their transactions hold locked. Nothing waits for it.
-        tokio::spawn(end_connections(ip, Duration::from_secs(2)));
+        let removed = remove_with_connections(&self.addresses, ip).await;
         // While connections are turned away the address has to get through the guard, for the rest of its lease.
         if let Some(turn_away) = turn_away.flatten().filter(|_| removed.is_ok()) {
             self.refusing.insert(ip, turn_away.begin());
@@ -404,6 +440,16 @@ impl<C: Decide, D: Save> Runtime<C, D> {
         }
         bail!("letting go did not end in time, and: {}", left.join("; "))
     }
+}
+
+/// The connections go first. Also for an address that was left by the life before, whose connections are still there.
+pub(crate) async fn remove_with_connections(addresses: &Addresses, ip: IpAddr) -> Result<(), NetlinkError> {
+    end_connections(ip, RESETS_TIME).await;
+    let removed = addresses.remove(ip).await;
+    // Whoever got in between, or did not fit into the time. Their clients hear nothing any more, but the server's
+    // side ends, and with it what their transactions hold locked. Nothing waits for it.
+    tokio::spawn(end_connections(ip, Duration::from_secs(2)));
+    removed
 }
 
 async fn end_connections(ip: IpAddr, within: Duration) {
@@ -464,7 +510,9 @@ fn log(audit: Audit) {
 #[expect(clippy::wildcard_enum_match_arm, reason = "a scripted core has nothing to say about other inputs")]
 mod tests {
     use super::*;
+    use crate::alone::Alone;
     use crate::examine::Examiner;
+    use crate::guard::Known;
     use crate::jobs::Donor;
     use crate::lines::Refusals;
     use crate::monitor_link::Myself;
@@ -559,7 +607,7 @@ mod tests {
             jobs: Box::new(|job| panic!("no story has a job: {job:?}")),
             kill_server: Box::new(|| panic!("no story kills the server")),
             server: Box::new(move |step| queued.borrow_mut().push(step)),
-            inbox: Inbox { signals: signals_out, database: database_out, kernel, monitor, agents },
+            inbox: Inbox { signals: signals_out, database: database_out, kernel, monitor, agents, guard: None },
             alarm: Alarm::new().unwrap(),
             systemd_watchdog: None,
             watchdog: Watchdog::new(None),
@@ -677,7 +725,9 @@ mod tests {
         let Some(hosts) = TwoHosts::new() else { return };
         hosts.on_here(async || {
             let (mut runtime, wires) = runtime(|_| vec![]);
-            runtime.guard = Some(Guard::begin(&BTreeSet::from([role()])).await.unwrap());
+            let alone = Alone::make_sure().unwrap();
+            let known = Known { managed: BTreeSet::from([role()]), ..Default::default() };
+            runtime.guard = Some(Guard::begin(&alone, known).await.unwrap());
             let _listener = std::net::TcpListener::bind("0.0.0.0:3306").unwrap();
             let connects = |limit| {
                 let to = std::net::SocketAddr::from((role(), 3306));
@@ -696,6 +746,52 @@ mod tests {
             runtime.remove(role(), false).await.unwrap();
             wires.addresses.add(role(), 60).await.unwrap();
             assert!(!connects(Duration::from_millis(300)), "put there by hand, it is closed");
+        });
+    }
+
+    /// As on a kernel before 6.9.
+    #[test]
+    fn a_guard_that_is_taken_away_comes_back_or_the_addresses_leave() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.on_here(async || {
+            let (mut runtime, wires) = runtime(|_| vec![]);
+            let alone = Alone::make_sure().unwrap();
+            let known = Known { managed: BTreeSet::from([role()]), ..Default::default() };
+            let mut guard = Guard::begin_unowned(&alone, known).await.unwrap();
+            runtime.inbox.guard = guard.watch();
+            runtime.guard = Some(guard);
+            let until = clock::now() + Duration::from_secs(60);
+            runtime.add(role(), 60, until, clock::now).await.unwrap();
+            let listener = std::net::TcpListener::bind("0.0.0.0:3306").unwrap();
+            let connect = || {
+                let to = std::net::SocketAddr::from((role(), 3306));
+                hosts.on_there(async || std::net::TcpStream::connect_timeout(&to, Duration::from_secs(2)))
+            };
+            let meanwhile = async {
+                let tables = || crate::testnet::ip(&format!("netns exec {} nft list tables", hosts.here));
+                crate::testnet::ip(&format!("netns exec {} nft flush ruleset", hosts.here));
+                assert_eq!(tables(), "");
+                let end = tokio::time::Instant::now() + CHECK_GUARD / 2;
+                while tables().is_empty() && tokio::time::Instant::now() < end {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                assert!(tables().contains("inet mmm_guard"), "it waited for the next look");
+                let client = connect().unwrap();
+                let _server = listener.accept().unwrap();
+
+                let _other = crate::guard::take_the_tables();
+                let end = tokio::time::Instant::now() + Duration::from_secs(5);
+                while is_there(&wires).await && tokio::time::Instant::now() < end {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                let end = io::Read::read(&mut &client, &mut [0; 8]).unwrap_err();
+                assert_eq!(end.kind(), io::ErrorKind::ConnectionReset, "{end}");
+            };
+            let (ended, ()) = tokio::join!(runtime.run(), meanwhile);
+            let why = ended.unwrap_err().to_string();
+            assert!(why.contains("the exact guard was lost") && why.contains("were removed"), "{why}");
+            assert!(!is_there(&wires).await);
         });
     }
 

@@ -52,8 +52,9 @@ pub(super) async fn prove(kernel: &Kernel, proof: IpAddr) -> Result<(), String> 
 }
 
 async fn try_it(kernel: &Kernel, proof: IpAddr) -> Result<(), String> {
-    let arm =
-        |ms| table::set_alive(kernel, proof, NonZeroU64::new(ms)).map_err(|e| in_words(&format!("arm {proof}"), &e));
+    let arm = |ms| {
+        table::set_alive(kernel, proof, NonZeroU64::new(ms), false).map_err(|e| in_words(&format!("arm {proof}"), &e))
+    };
     expect(proof, false, "before it was allowed").await?;
     // Re-armed longer, and then shorter, than before: some kernels leave the timeout of what is there as it is.
     arm(SHORT_MS)?;
@@ -68,7 +69,7 @@ async fn try_it(kernel: &Kernel, proof: IpAddr) -> Result<(), String> {
     expect(proof, false, "after its time was over").await?;
     arm(LONG_MS)?;
     expect(proof, true, "while it was allowed again").await?;
-    table::set_alive(kernel, proof, None).map_err(|e| in_words(&format!("close {proof}"), &e))?;
+    table::set_alive(kernel, proof, None, false).map_err(|e| in_words(&format!("close {proof}"), &e))?;
     expect(proof, false, "after it was closed").await
 }
 

@@ -28,6 +28,15 @@ fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
+fn known(managed: &[IpAddr]) -> Known {
+    Known { managed: managed.iter().copied().collect(), ..Default::default() }
+}
+
+/// Of these addresses an agent has had something to do with all.
+async fn begin(managed: &[IpAddr]) -> Result<Guard, String> {
+    Guard::begin(&Alone::make_sure().unwrap(), known(managed)).await
+}
+
 fn allow(guard: &mut Guard, ip: IpAddr, rest: Duration) -> Result<(), String> {
     guard.allow_until(ip, clock::now() + rest)
 }
@@ -175,7 +184,13 @@ fn is_another_life() -> bool {
     inside(ns, async || {
         // Not by println, which the test harness may keep to itself.
         let say = |what: String| writeln!(io::stdout(), "\n{what}").unwrap();
-        match Guard::begin(&BTreeSet::from([role(), role6()])).await {
+        // For as long as this process lives.
+        let alone = Alone::make_sure();
+        let begun = match &alone {
+            Ok(alone) => Guard::begin(alone, known(&[role(), role6()])).await,
+            Err(why) => Err(format!("{why:#}")),
+        };
+        match begun {
             Err(why) => say(format!("refused: {why}")),
             Ok(mut guard) => {
                 let start = clock::now();
@@ -242,7 +257,7 @@ fn figure(text: &str) {
 fn answers_go_on_without_a_loss_while_the_guard_is_rearmed() {
     let Some(hosts) = with_roles() else { return };
     hosts.on_here(async || {
-        let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
         assert!(!answers(&hosts, How::WhoHas, role()) && !answers(&hosts, How::Ping, role()), "closed at first");
         for ip in [role(), role6()] {
             allow(&mut guard, ip, ms(1000)).unwrap();
@@ -298,7 +313,7 @@ fn ends_at(hosts: &TwoHosts, until: Millis, what: &str) {
 fn the_answers_end_in_time_when_nothing_rearms_the_guard() {
     let Some(hosts) = with_roles() else { return };
     hosts.on_here(async || {
-        let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
         let listener = TcpListener::bind((role(), 3306)).unwrap();
         let connect = || hosts.on_there(async || TcpStream::connect_timeout(&(role(), 3306).into(), ms(300)));
         allow(&mut guard, role(), Duration::from_secs(60)).unwrap();
@@ -345,13 +360,17 @@ fn the_next_process_takes_over_what_is_armed_without_a_gap_and_without_making_it
         let hosts = &hosts;
         let askers =
             [How::WhoHas, How::Ping].map(|how| scope.spawn(move || ask(hosts, how, role(), until + ms(100), ms(300))));
-        let second = hosts.on_here(async || Guard::begin(&BTreeSet::from([role()])).await.map(|_| ()));
-        assert!(second.unwrap_err().contains("another mmm_agentd"), "while the first one lives");
+        let second = hosts.on_here(async || Alone::make_sure().map(|_| ()));
+        let second = second.expect_err("while the first one lives").to_string();
+        assert!(second.contains(&format!("another mmm_agentd (pid {})", life.child.id())), "{second}");
         drop(life);
         // With another set of addresses: one has left the configuration, one has come.
         let other = IpAddr::from([10, 77, 0, 51]);
         hosts.on_here(async || {
-            let guard = Guard::begin(&BTreeSet::from([role(), other])).await.unwrap();
+            let guard = begin(&[role(), other]).await.unwrap();
+            let left = guard.left().clone();
+            assert_eq!(left.keys().copied().collect::<Vec<_>>(), [role()], "the other was never armed");
+            assert!(left[&role()] <= until && left[&role()] + ms(50) > until, "{left:?}, armed until {until:?}");
             assert!(clock::now() < until, "too slow to try anything: {:?} late", clock::now().since(until));
             let shown = nft(&hosts.here, "list table inet mmm_guard");
             assert!(shown.contains("10.77.0.51") && !shown.contains("127.109.109.109"), "{shown}");
@@ -365,6 +384,62 @@ fn the_next_process_takes_over_what_is_armed_without_a_gap_and_without_making_it
             assert_eq!(lost, 0);
             assert!(last <= until + ms(20), "{:?} too late", last.since(until));
         }
+    });
+}
+
+#[test]
+fn of_what_has_ended_nothing_is_left_for_the_next_process() {
+    let Some(hosts) = with_roles() else { return };
+    hosts.on_here(async || {
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
+        let until = clock::now() + Duration::from_secs(60);
+        guard.allow_until(role6(), until).unwrap();
+        allow(&mut guard, role(), ms(20)).unwrap();
+        guard.leave();
+        while answers(&hosts, How::Ping, role()) {}
+        let guard = begin(&[role(), role6()]).await.unwrap();
+        let left = guard.left();
+        assert_eq!(left.keys().copied().collect::<Vec<_>>(), [role6()]);
+        assert!(left[&role6()] <= until && left[&role6()] + ms(50) > until, "{left:?}, armed until {until:?}");
+        guard.leave();
+        // It is no more in the configuration, nor remembered.
+        let guard = begin(&[role()]).await.unwrap();
+        assert_eq!(*guard.left(), BTreeMap::new());
+        guard.leave();
+    });
+}
+
+#[test]
+fn what_an_agent_without_the_guard_has_left_answers_for_its_rest_and_what_it_never_had_is_left_alone() {
+    let Some(hosts) = with_roles() else { return };
+    let by_hand = IpAddr::from([10, 77, 0, 51]);
+    ip(&format!("-n {} address add {by_hand}/32 dev eth0", hosts.here));
+    ip(&format!(
+        "-n {} neighbour replace {by_hand} lladdr {} nud permanent dev eth0",
+        hosts.there,
+        mac_of(&hosts.here)
+    ));
+    let until = clock::now() + ms(2000);
+    std::thread::scope(|scope| {
+        let hosts = &hosts;
+        let asker = scope.spawn(move || ask(hosts, How::Ping, role(), until + ms(200), ms(100)));
+        let unasked = scope.spawn(move || ask(hosts, How::Ping, by_hand, until + ms(200), ms(300)));
+        let mut guard = hosts.on_here(async || {
+            let roles = BTreeSet::from([role(), role6(), by_hand]);
+            let known = Known { roles, unguarded: BTreeMap::from([(role(), until)]), ..known(&[role(), role6()]) };
+            Guard::begin(&Alone::make_sure().unwrap(), known).await.unwrap()
+        });
+        assert_eq!(*guard.left(), BTreeMap::from([(role(), until)]));
+        assert!(!answers(hosts, How::Ping, role6()), "closed: no order for it holds");
+        let asked = asker.join().unwrap();
+        assert!(asked.lost_before(until - ms(120)) == 0 && asked.last_answer() <= until + ms(20));
+        assert_eq!(unasked.join().unwrap().lost(), 0, "put there by hand, and no order has spoken of it");
+
+        allow(&mut guard, by_hand, ms(300)).unwrap();
+        assert!(answers(hosts, How::Ping, by_hand));
+        std::thread::sleep(ms(300));
+        assert!(!answers(hosts, How::Ping, by_hand), "it is guarded since it was allowed");
+        guard.leave();
     });
 }
 
@@ -403,7 +478,7 @@ fn other_tables_are_untouched_and_nothing_is_left() {
     let list = || tables.map(|table| nft(here, &format!("-a list table {table}")));
     let foreign_before = list();
     hosts.on_here(async || {
-        let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
         allow(&mut guard, role(), Duration::from_secs(60)).unwrap();
         assert_eq!(list(), foreign_before);
         assert_ne!(nft(here, "-a list ruleset"), before);
@@ -412,17 +487,17 @@ fn other_tables_are_untouched_and_nothing_is_left() {
         let why = guard.end().unwrap_err();
         assert!(why.contains("10.77.0.50, fd77::50 is still on this host"), "{why}");
         assert!(!answers(&hosts, How::Ping, role()), "an address that is still here stays closed");
-        let guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let guard = begin(&[role(), role6()]).await.unwrap();
         drop(guard);
         assert!(!answers(&hosts, How::Ping, role()), "dropping is no different");
 
         for role in [format!("{}/32", role()), format!("{}/128", role6())] {
             ip(&format!("-n {here} address del {role} dev eth0"));
         }
-        let guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let guard = begin(&[role(), role6()]).await.unwrap();
         guard.end().unwrap();
         assert_eq!(nft(here, "-a list ruleset"), before);
-        let guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let guard = begin(&[role(), role6()]).await.unwrap();
         drop(guard);
         assert_eq!(nft(here, "-a list ruleset"), before);
         assert!(
@@ -436,7 +511,7 @@ fn other_tables_are_untouched_and_nothing_is_left() {
 fn a_firewall_that_flushes_everything_opens_nothing_for_good() {
     let Some(hosts) = with_roles() else { return };
     hosts.on_here(async || {
-        let mut guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
         allow(&mut guard, role6(), Duration::from_secs(60)).unwrap();
         nft(&hosts.here, "flush ruleset");
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
@@ -458,6 +533,63 @@ fn a_firewall_that_flushes_everything_opens_nothing_for_good() {
     });
 }
 
+/// Waits for word of a change.
+async fn told(watch: &mut Watch) {
+    let told = tokio::time::timeout(Duration::from_secs(5), watch.recv()).await;
+    assert_eq!(told, Ok(Some(())), "nobody told of the change");
+}
+
+#[test]
+fn on_an_older_kernel_what_others_do_to_the_tables_is_heard_of_and_made_good() {
+    let Some(hosts) = with_roles() else { return };
+    let foreign = tempfile::NamedTempFile::new().unwrap();
+    let here = &hosts.here;
+    hosts.on_here(async || {
+        let alone = Alone::make_sure().unwrap();
+        let mut guard = Guard::begin_unowned(&alone, known(&[role(), role6()])).await.unwrap();
+        let mut watch = guard.watch().unwrap();
+        allow(&mut guard, role6(), Duration::from_secs(60)).unwrap();
+        // Those of begin_unowned were told by nobody else.
+        assert!(tokio::time::timeout(ms(100), watch.recv()).await.is_err(), "its own changes are no news");
+        for change in [
+            "flush ruleset",
+            "delete table inet mmm_guard",
+            "delete table arp mmm_guard",
+            "flush chain inet mmm_guard input",
+            "insert rule inet mmm_guard input accept",
+            "flush set inet mmm_guard guarded4",
+            "add table inet mmm_guard { flags dormant; }",
+            // Cannot be taken over: sets of another kind.
+            "flush ruleset; table inet mmm_guard { set alive4 { type ether_addr; }; }",
+        ] {
+            std::fs::write(foreign.path(), change.replace("; ", "\n")).unwrap();
+            nft(here, &format!("-f {}", foreign.path().display()));
+            let start = std::time::Instant::now();
+            told(&mut watch).await;
+            let heard = start.elapsed();
+            guard.check().unwrap();
+            figure(&format!("{change}: heard of after {heard:?}, made good after {:?}", start.elapsed()));
+            assert!(!answers(&hosts, How::Ping, role()) && answers(&hosts, How::Ping, role6()), "after: {change}");
+        }
+        assert!(!answers(&hosts, How::WhoHas, role()));
+
+        // Nothing is told of what others do to their own.
+        nft(here, "add table inet other");
+        assert!(tokio::time::timeout(ms(100), watch.recv()).await.is_err());
+
+        let other = take_the_tables();
+        let why = guard.check().unwrap_err();
+        assert!(why.contains("another process owns the tables"), "{why}");
+        assert!(Alone::make_sure().is_err(), "the lock is held");
+        drop(alone);
+        assert!(Alone::make_sure().err().unwrap().to_string().contains("owns the nftables tables"));
+        drop(other);
+        Alone::make_sure().unwrap();
+        guard.check().unwrap();
+        guard.leave();
+    });
+}
+
 #[test]
 fn tables_that_an_older_kernel_would_have_made_are_taken_over_and_made_again() {
     let Some(hosts) = with_roles() else { return };
@@ -465,9 +597,9 @@ fn tables_that_an_older_kernel_would_have_made_are_taken_over_and_made_again() {
         let roles = BTreeSet::from([role(), role6()]);
         let until = clock::now() + Duration::from_secs(60);
         let kernel = Kernel::open().unwrap();
-        table::put_up_as(&kernel, &roles, None).unwrap();
-        table::set_alive(&kernel, role(), NonZeroU64::new(60_000)).unwrap();
-        let mut guard = Guard::begin(&roles).await.unwrap();
+        table::put_up(&kernel, &roles, &BTreeMap::new(), 0).unwrap();
+        table::set_alive(&kernel, role(), NonZeroU64::new(60_000), false).unwrap();
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
         assert!(answers(&hosts, How::Ping, role()) && !answers(&hosts, How::Ping, role6()));
         guard.allow_until(role(), until).unwrap();
         nft(&hosts.here, "flush ruleset");
@@ -479,10 +611,175 @@ fn tables_that_an_older_kernel_would_have_made_are_taken_over_and_made_again() {
 }
 
 #[test]
+fn what_was_proved_is_not_proved_again_as_long_as_the_tables_are_there() {
+    let Some(hosts) = with_roles() else { return };
+    hosts.on_here(async || {
+        let took = async || {
+            let start = std::time::Instant::now();
+            begin(&[role(), role6()]).await.map(|guard| (guard.leave(), start.elapsed()).1)
+        };
+        let first = took().await.unwrap();
+        figure(&format!("begin, with the proof: {first:?}; again: {:?}", took().await.unwrap()));
+        // Without lo nothing can be proved.
+        ip(&format!("-n {} link set lo down", hosts.here));
+        took().await.unwrap();
+        assert!(!answers(&hosts, How::Ping, role()), "and it holds all the same");
+        table::remove(&Kernel::open().unwrap()).unwrap();
+        assert!(took().await.unwrap_err().contains("lo"));
+    });
+}
+
+#[test]
+fn tables_are_not_cleared_away_while_one_of_their_addresses_is_here() {
+    let Some(hosts) = with_roles() else { return };
+    hosts.on_here(async || {
+        begin(&[role(), role6()]).await.unwrap().leave();
+        let alone = Alone::make_sure().unwrap();
+        assert_eq!(left().unwrap(), Some(BTreeSet::from([role(), role6()])));
+        assert!(clear_away(&alone).unwrap_err().contains("10.77.0.50, fd77::50 is still on this host"));
+        assert!(!answers(&hosts, How::Ping, role()));
+        for role in [format!("{}/32", role()), format!("{}/128", role6())] {
+            ip(&format!("-n {} address del {role} dev eth0", hosts.here));
+        }
+        clear_away(&alone).unwrap();
+        assert_eq!(nft(&hosts.here, "list ruleset"), "");
+        assert_eq!(left().unwrap(), None);
+        clear_away(&alone).unwrap();
+    });
+}
+
+#[test]
+fn tables_are_not_there_where_the_kernel_cannot_have_any() {
+    let answer = |errno: Errno| table::unless_missing::<()>(Err(io::Error::from(errno)));
+    for errno in [Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP, Errno::EPROTONOSUPPORT, Errno::EAFNOSUPPORT] {
+        assert!(matches!(answer(errno), Ok(None)), "{errno}");
+    }
+    assert!(answer(Errno::EPERM).is_err() && answer(Errno::ENOMEM).is_err());
+}
+
+/// With DNAT and REDIRECT the packets for an address have another destination before they come to `input`.
+#[test]
+fn changed_destinations_do_not_go_round_the_guard() {
+    let Some(hosts) = with_roles() else { return };
+    let foreign = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        foreign.path(),
+        "table inet nat {
+             chain pre {
+                 type nat hook prerouting priority dstnat;
+                 tcp dport 3305 redirect to :3306
+                 ip daddr 10.77.0.50 tcp dport 3307 dnat ip to 10.77.0.1:3306
+                 ip6 daddr fd77::50 tcp dport 3307 dnat ip6 to [fd77::1]:3306
+                 fib daddr type local tcp dport 3308 dnat ip to 10.78.0.3:3306
+             }
+             chain post {
+                 type nat hook postrouting priority srcnat;
+                 oifname eth1 masquerade
+             }
+         }",
+    )
+    .unwrap();
+    // A container of the host, in which the server could be as well.
+    let inner = Third::behind(&hosts);
+    nft(&hosts.here, &format!("-f {}", foreign.path().display()));
+    hosts.on_here(async || {
+        let mut guard = begin(&[role(), role6()]).await.unwrap();
+        let listener = TcpListener::bind("[::]:3306").unwrap();
+        let behind = inside(&inner.name, async || TcpListener::bind("10.78.0.3:3306").unwrap());
+        let connect =
+            |ip: IpAddr, port: u16| hosts.on_there(async || TcpStream::connect_timeout(&(ip, port).into(), ms(200)));
+        let ways = [
+            (role(), 3305, &listener),
+            (role6(), 3305, &listener),
+            (role(), 3307, &listener),
+            (role6(), 3307, &listener),
+            (role(), 3308, &behind),
+        ];
+        for (ip, port, _) in ways {
+            connect(ip, port).expect_err("closed at first");
+        }
+        for ip in [role(), role6()] {
+            allow(&mut guard, ip, Duration::from_secs(60)).unwrap();
+        }
+        let connected = ways.map(|(ip, port, listener)| {
+            let client = connect(ip, port).unwrap_or_else(|e| panic!("{ip} port {port}: {e}"));
+            client.set_read_timeout(Some(ms(200))).unwrap();
+            (client, listener.accept().unwrap().0)
+        });
+        let until = clock::now() + ms(300);
+        for ip in [role(), role6()] {
+            guard.allow_until(ip, until).unwrap();
+        }
+        while clock::now() < until + ms(20) {
+            std::thread::sleep(ms(5));
+        }
+        for ((ip, port, _), (mut client, mut server)) in ways.into_iter().zip(connected) {
+            connect(ip, port).expect_err("a new connection");
+            client.write_all(b"a question that is late").unwrap();
+            server.set_read_timeout(Some(ms(200))).unwrap();
+            assert!(server.read(&mut [0; 1]).is_err(), "{ip} port {port}: what was connected is heard");
+            server.write_all(b"an answer that is late").unwrap();
+            let heard = client.read(&mut [0; 1]);
+            assert!(heard.is_err(), "{ip} port {port}: what was connected gets an answer");
+        }
+        guard.leave();
+    });
+}
+
+/// The host is a router between others, of whom one has the address now.
+#[test]
+fn what_the_host_passes_on_to_the_holder_of_the_address_passes() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let inner = Third::behind(&hosts);
+    ip(&format!("-n {} address add {}/32 dev lo", inner.name, role()));
+    ip(&format!("-n {} route add {} via 10.78.0.3", hosts.here, role()));
+    ip(&format!("-n {} route add {} via 10.77.0.1", hosts.there, role()));
+    hosts.on_here(async || {
+        let guard = begin(&[role()]).await.unwrap();
+        assert!(answers(&hosts, How::Ping, role()), "through this host");
+        let _server = inside(&inner.name, async || TcpListener::bind((role(), 3306)).unwrap());
+        TcpStream::connect_timeout(&(role(), 3306).into(), Duration::from_secs(2)).expect("from this host");
+        guard.end().unwrap();
+    });
+}
+
+/// A third namespace, behind `here`, that reaches `there` through it.
+struct Third {
+    name: String,
+}
+
+impl Third {
+    fn behind(hosts: &TwoHosts) -> Third {
+        let third = Third { name: format!("{}c", hosts.here) };
+        let (here, name) = (&hosts.here, &third.name);
+        ip(&format!("netns add {name}"));
+        ip(&format!("-n {here} link add eth1 type veth peer name eth0 netns {name}"));
+        for words in [
+            format!("-n {here} address add 10.78.0.1/24 dev eth1"),
+            format!("-n {here} link set eth1 up"),
+            format!("-n {name} address add 10.78.0.3/24 dev eth0"),
+            format!("-n {name} link set eth0 up"),
+            format!("-n {name} link set lo up"),
+            format!("-n {name} route add default via 10.78.0.1"),
+            format!("netns exec {here} sysctl -q -w net.ipv4.ip_forward=1"),
+        ] {
+            ip(&words);
+        }
+        third
+    }
+}
+
+impl Drop for Third {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+#[test]
 fn a_process_that_was_stopped_while_arming_does_not_make_the_lease_longer() {
     let Some(hosts) = with_roles() else { return };
     hosts.on_here(async || {
-        let mut guard = Guard::begin(&BTreeSet::from([role()])).await.unwrap();
+        let mut guard = begin(&[role()]).await.unwrap();
         // What the clock shows before and after each try.
         let mut arm = |shown: &[u64]| {
             let start = clock::now();
@@ -507,7 +804,7 @@ fn this_host_hears_where_the_address_has_gone() {
     let Some(hosts) = TwoHosts::new() else { return };
     let (here, there) = (&hosts.here, &hosts.there);
     hosts.on_here(async || {
-        let guard = Guard::begin(&BTreeSet::from([role(), role6()])).await.unwrap();
+        let guard = begin(&[role(), role6()]).await.unwrap();
         for role in [role(), role6()] {
             ip(&format!("-n {here} neighbour replace {role} lladdr 02:00:00:00:00:99 nud stale dev eth0"));
         }
@@ -546,7 +843,7 @@ fn without_the_permission_the_error_says_what_is_missing() {
 fn a_guard_that_cannot_be_proved_is_not_begun_and_leaves_nothing() {
     let Some(hosts) = TwoHosts::new() else { return };
     ip(&format!("-n {} link set lo down", hosts.here));
-    let begun = hosts.on_here(async || Guard::begin(&BTreeSet::from([role()])).await.map(|_| ()));
+    let begun = hosts.on_here(async || begin(&[role()]).await.map(|_| ()));
     assert!(begun.unwrap_err().contains("lo"));
     assert_eq!(nft(&hosts.here, "list ruleset"), "");
 }
@@ -557,7 +854,8 @@ fn arming_takes_far_less_than_a_millisecond() {
     hosts.on_here(async || {
         let many: BTreeSet<IpAddr> = (0..100).map(|n| IpAddr::from([10, 77, 1, n])).chain([role(), role6()]).collect();
         let start = std::time::Instant::now();
-        let mut guard = Guard::begin(&many).await.unwrap();
+        let many: Vec<IpAddr> = many.into_iter().collect();
+        let mut guard = begin(&many).await.unwrap();
         figure(&format!("begin, with {} addresses of both families: {:?}", many.len(), start.elapsed()));
         for (ip, name) in [(role(), "IPv4 (two tables)"), (role6(), "IPv6")] {
             let mut took: Vec<Duration> = (0..1000)

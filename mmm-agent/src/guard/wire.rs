@@ -1,11 +1,13 @@
 //! The few words of nf_tables' netlink that the guard speaks: a batch that the kernel takes as a whole or not at all,
-//! and one question. Numbers are from linux/netfilter/nf_tables.h and nfnetlink.h; all values are in network order.
+//! questions, and word of what others change. Numbers are from linux/netfilter/nf_tables.h and nfnetlink.h; all values are in network order.
 //!
 //! The kernel does a batch within the call that sends it, and its answers are in the socket's queue when the call
-//! returns. So nothing here waits, except for other programs that are changing the rules at this moment.
+//! returns. So nothing here waits, except for other programs that are changing the rules at this moment, and for
+//! [`Changes::next`].
 
+use nix::errno::Errno;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
-use rtnetlink::sys::{Socket, SocketAddr};
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket};
 use std::cell::Cell;
 use std::io::{self, ErrorKind};
 
@@ -20,6 +22,7 @@ pub(super) enum Family {
 #[derive(Clone, Copy)]
 pub(super) enum Verb {
     NewTable = 0,
+    GetTable = 1,
     DelTable = 2,
     NewChain = 3,
     GetChain = 4,
@@ -27,8 +30,12 @@ pub(super) enum Verb {
     DelRule = 8,
     NewSet = 9,
     NewElement = 12,
+    GetElement = 13,
     DelElement = 14,
 }
+
+/// How often a list is asked for until nothing changes meanwhile.
+const LISTINGS: usize = 10;
 
 const HEADER: usize = 16;
 /// `struct nfgenmsg`: family, version, resource.
@@ -40,8 +47,14 @@ const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// Every change of nf_tables is told to it.
+const NFNLGRP_NFTABLES: u32 = 7;
 
 const REQUEST: u16 = 1;
+/// Of an answer: something changed while it was made.
+const INTERRUPTED: u16 = 0x10;
+const LIST: u16 = 0x300;
 const ACK: u16 = 4;
 const CREATE: u16 = 0x400;
 /// With NEWRULE: behind the others.
@@ -100,11 +113,22 @@ impl Batch {
         batch
     }
 
+    fn question(verb: Verb, flags: u16, family: Family, fill: impl FnOnce(&mut Attributes<'_>)) -> Batch {
+        let mut question = Batch { bytes: Vec::new(), newest: 0, messages: 0 };
+        question.put((NFNL_SUBSYS_NFTABLES << 8) | verb as u16, flags, family as u8, 0, fill);
+        question
+    }
+
+    /// As it will be sent, but for its number.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub(super) fn add(&mut self, verb: Verb, family: Family, fill: impl FnOnce(&mut Attributes<'_>)) {
         let flags = match verb {
             Verb::NewTable | Verb::NewChain | Verb::NewSet | Verb::NewElement => CREATE,
             Verb::NewRule => CREATE | APPEND,
-            Verb::DelTable | Verb::DelRule | Verb::DelElement | Verb::GetChain => 0,
+            Verb::DelTable | Verb::DelRule | Verb::DelElement | Verb::GetTable | Verb::GetChain | Verb::GetElement => 0,
         };
         self.put((NFNL_SUBSYS_NFTABLES << 8) | verb as u16, flags, family as u8, 0, fill);
     }
@@ -138,6 +162,8 @@ impl Batch {
 /// A socket to nf_tables, kept open. In the network namespace in which it was opened.
 pub(super) struct Kernel {
     socket: Socket,
+    /// The kernel's name for the socket; its changes are told with it.
+    port: u32,
     /// The number of the next message. Numbers tell an answer from a late one of an earlier question.
     next: Cell<u32>,
 }
@@ -145,12 +171,16 @@ pub(super) struct Kernel {
 impl Kernel {
     pub(super) fn open() -> io::Result<Kernel> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_non_blocking(true)?;
         // An error does not bring the whole message back.
         socket.set_cap_ack(true)?;
-        Ok(Kernel { socket, next: Cell::new(1) })
+        Ok(Kernel { socket, port, next: Cell::new(1) })
+    }
+
+    pub(super) fn port(&self) -> u32 {
+        self.port
     }
 
     /// All of it or nothing.
@@ -159,18 +189,67 @@ impl Kernel {
         self.exchange(batch.bytes, batch.messages).map(|_| ())
     }
 
-    /// Asks for one chain; the attributes of the answer.
-    pub(super) fn chain(&self, family: Family, fill: impl FnOnce(&mut Attributes<'_>)) -> io::Result<Vec<u8>> {
-        let mut question = Batch { bytes: Vec::new(), newest: 0, messages: 0 };
-        question.put((NFNL_SUBSYS_NFTABLES << 8) | Verb::GetChain as u16, ACK, family as u8, 0, fill);
+    /// Asks for one thing; the attributes of the answer.
+    pub(super) fn one(
+        &self,
+        verb: Verb,
+        family: Family,
+        fill: impl FnOnce(&mut Attributes<'_>),
+    ) -> io::Result<Vec<u8>> {
+        let question = Batch::question(verb, ACK, family, fill);
         self.exchange(question.bytes, 1)?.ok_or_else(|| io::Error::other("an answer without content"))
+    }
+
+    /// Asks for a list; the attributes of each answer. Asked again when something changed meanwhile.
+    pub(super) fn list(
+        &self,
+        verb: Verb,
+        family: Family,
+        fill: impl Fn(&mut Attributes<'_>),
+    ) -> io::Result<Vec<Vec<u8>>> {
+        for _ in 0..LISTINGS {
+            let question = Batch::question(verb, LIST, family, &fill);
+            if let Some(list) = self.listed(question.bytes)? {
+                return Ok(list);
+            }
+        }
+        Err(io::Error::other(format!("the tables changed during each of {LISTINGS} listings")))
+    }
+
+    /// None: something changed meanwhile. The kernel makes the next part of the list when one is read, so that there is
+    /// always one to be read before the end.
+    fn listed(&self, mut bytes: Vec<u8>) -> io::Result<Option<Vec<Vec<u8>>>> {
+        let number = self.next.get();
+        self.next.set(number.wrapping_add(1));
+        bytes[8..12].copy_from_slice(&number.to_ne_bytes());
+        self.socket.send(&bytes, 0)?;
+        let (mut list, mut whole) = (Vec::new(), true);
+        loop {
+            let mut buffer = Vec::with_capacity(64 * 1024);
+            match self.socket.recv(&mut buffer, 0) {
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            }
+            for message in messages(&buffer).filter(|message| word(message, 8) == Some(number)) {
+                whole &= half(message, 6).is_some_and(|flags| flags & INTERRUPTED == 0);
+                if !matches!(half(message, 4), Some(NLMSG_DONE | NLMSG_ERROR)) {
+                    list.extend(message.get(HEADER + NFGENMSG..).map(<[u8]>::to_vec));
+                    continue;
+                }
+                return match word(message, HEADER).map(u32::cast_signed) {
+                    Some(errno @ ..0) => Err(io::Error::from_raw_os_error(-errno)),
+                    Some(0..) | None => Ok(whole.then_some(list)),
+                };
+            }
+        }
     }
 
     /// Sends, and reads what the kernel has put into the queue meanwhile. An acknowledgement alone proves nothing: a
     /// batch that failed as a whole acknowledges its messages too, after the error.
-    fn exchange(&self, mut bytes: Vec<u8>, messages: u32) -> io::Result<Option<Vec<u8>>> {
+    fn exchange(&self, mut bytes: Vec<u8>, sent: u32) -> io::Result<Option<Vec<u8>>> {
         let first = self.next.get();
-        self.next.set(first.wrapping_add(messages));
+        self.next.set(first.wrapping_add(sent));
         let mut at = 0;
         while let Some(length) = word(&bytes, at) {
             let number = word(&bytes, at + 8).unwrap_or_default().wrapping_add(first);
@@ -188,18 +267,15 @@ impl Kernel {
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) => return Err(e),
             }
-            let mut rest = buffer.as_slice();
-            while let Some(length) = word(rest, 0).map(|l| l as usize).filter(|l| (HEADER..=rest.len()).contains(l)) {
-                let (message, behind) = rest.split_at(length.next_multiple_of(4).min(rest.len()));
-                rest = behind;
-                if word(message, 8).is_none_or(|number| number.wrapping_sub(first) >= messages) {
+            for message in messages(&buffer) {
+                if word(message, 8).is_none_or(|number| number.wrapping_sub(first) >= sent) {
                     continue;
                 }
-                if message[4..6] != NLMSG_ERROR.to_ne_bytes() {
-                    content = message.get(HEADER + NFGENMSG..length).map(<[u8]>::to_vec);
+                if half(message, 4) != Some(NLMSG_ERROR) {
+                    content = message.get(HEADER + NFGENMSG..).map(<[u8]>::to_vec);
                     continue;
                 }
-                match word(message, HEADER).map(|w| w as i32) {
+                match word(message, HEADER).map(u32::cast_signed) {
                     Some(0) => acknowledged = true,
                     Some(errno) => refused = refused.or(Some(errno)),
                     None => {}
@@ -214,20 +290,68 @@ impl Kernel {
     }
 }
 
+/// Word of every change of nf_tables in this network namespace.
+pub(super) struct Changes(TokioSocket);
+
+impl Changes {
+    /// Told are those from now on.
+    pub(super) fn listen() -> io::Result<Changes> {
+        let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+        socket.socket_mut().bind_auto()?;
+        socket.socket_ref().add_membership(NFNLGRP_NFTABLES)?;
+        Ok(Changes(socket))
+    }
+
+    /// Waits until somebody else than `port` has changed, or may have changed, something in a table of this name.
+    pub(super) async fn next(&mut self, table: &str, port: u32) -> io::Result<()> {
+        loop {
+            let (buffer, _) = match self.0.recv_from_full().await {
+                Ok(received) => received,
+                // More than there was room for.
+                Err(e) if e.raw_os_error() == Some(Errno::ENOBUFS as i32) => return Ok(()),
+                Err(e) => return Err(e),
+            };
+            let concerns = |message: &[u8]| {
+                let name = message.get(HEADER + NFGENMSG..).and_then(|content| attribute(content, 1));
+                word(message, 12) != Some(port) && name.is_some_and(|name| name == [table.as_bytes(), &[0]].concat())
+            };
+            if messages(&buffer).any(concerns) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The messages that were read at one time, each without what is behind its length.
+fn messages(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let length = word(rest, 0).map(|l| l as usize).filter(|l| (HEADER..=rest.len()).contains(l))?;
+        let message = &rest[..length];
+        rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+        Some(message)
+    })
+}
+
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
 /// The content of the first attribute of this kind.
-pub(super) fn attribute(mut bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    while bytes.len() >= ATTRIBUTE {
-        let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
-        let found = u16::from_ne_bytes([bytes[2], bytes[3]]) & !NESTED;
+pub(super) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, content)| content)
+}
+
+/// Each with its kind.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(half(bytes, 0)?);
+        let kind = half(bytes, 2)? & !NESTED;
         let content = bytes.get(ATTRIBUTE..length)?;
-        if found == kind {
-            return Some(content);
-        }
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    None
+        Some((kind, content))
+    })
 }
