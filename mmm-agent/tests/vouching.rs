@@ -169,7 +169,7 @@ fn a_stopped_agents_role_leaves_and_comes_back_only_by_a_new_vouch() {
     // Nobody can vouch when it wakes.
     test.db2.signal(Signal::SIGSTOP);
     test.db1.signal(Signal::SIGCONT);
-    test.db1.logs("has left the machine, and not by this agent's hand", 1);
+    test.db1.logs("is off this host", 1);
     let start = Instant::now();
     while start.elapsed() < LEASE_TTL {
         assert!(!is_there(&test.hosts), "{}", test.db1.log());

@@ -82,8 +82,8 @@ impl Address {
         }
     }
 
-    pub fn has_right(&self, now: Millis, lead: Duration) -> bool {
-        self.0.right(now, lead).is_some()
+    pub fn has_right(&self, now: Millis) -> bool {
+        self.0.right(now).is_some()
     }
 
     pub fn may_add(&self, now: Millis) -> bool {

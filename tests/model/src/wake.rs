@@ -21,8 +21,6 @@ use std::time::Duration;
 
 /// One tick is the margin: what the kernel may be late, with some drift.
 const TICK: Duration = Cluster::MARGIN;
-/// What an agent lets go early (mmm-agent/core, plan.rs).
-const LEAD: Duration = Duration::from_millis(200);
 /// All moments are counted from here.
 const NOW: Millis = Millis(1 << 40);
 
@@ -168,7 +166,7 @@ pub(crate) fn allows(a: &Agent, ttl: i8) -> Allowed {
     ALLOWED.with_borrow_mut(|memory| {
         *memory.entry((*a, ttl)).or_insert_with(|| {
             let slot = address(a, ttl);
-            Allowed { add: slot.may_add(NOW), keep: slot.has_right(NOW, LEAD) }
+            Allowed { add: slot.may_add(NOW), keep: slot.has_right(NOW) }
         })
     })
 }
