@@ -845,7 +845,12 @@ fn whether_the_guard_is_up_is_on_disk_before_it_is_told() {
             told.extend(out.into_iter().filter_map(|output| match output {
                 Output::Persist(saved) => Some(("saved", saved.guarded)),
                 Output::Send(report) => Some(("told", report.guarded)),
-                _ => None,
+                Output::LookUp { .. }
+                | Output::Ask { .. }
+                | Output::Vouch { .. }
+                | Output::Do(_)
+                | Output::Audit(_)
+                | Output::Exit => None,
             }));
         }
         assert_eq!(told, [("saved", guarded), ("told", guarded)]);
