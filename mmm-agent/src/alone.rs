@@ -15,8 +15,11 @@ use std::time::{Duration, Instant};
 /// Mode 0600; for a holder of CAP_NET_ADMIN as for root (net/sysctl_net.c). The one of the caller's network namespace.
 const FILE: &str = "/proc/sys/net/ipv4/tcp_fastopen_key";
 
-/// How long the tables may still seem to have an owner who has ended.
-const LINGERS: Duration = Duration::from_millis(200);
+/// How long a process that was killed may take to be gone, and a child that it was about to start to let go of its files.
+/// Whoever starts an agent again right after the kill must not find it in the way of itself.
+const LINGERS: Duration = Duration::from_millis(500);
+/// Between two looks at it.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// No other agent runs in this network namespace for as long as this lives.
 pub(crate) struct Alone(#[expect(dead_code, reason = "held, not used")] Flock<File>);
@@ -30,14 +33,12 @@ impl Alone {
         let file =
             File::open(FILE).with_context(|| format!("opening {FILE}, the lock that keeps a second agent out"))?;
         let inode = file.metadata().with_context(|| format!("looking at {FILE}"))?.ino();
-        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((_, Errno::EWOULDBLOCK)) => bail!(
+        let Some(lock) = lock(file)? else {
+            bail!(
                 "another mmm_agentd{} runs in this network namespace (it has the lock on {FILE}); two would take each \
                  other's role addresses away. Stop that one first, or run this one in a network namespace of its own",
                 holder(inode)
-            ),
-            Err((_, e)) => return Err(e).with_context(|| format!("locking {FILE}")),
+            );
         };
         // One in a container with a /proc of its own does not see the lock.
         if let Some(port) = owner()? {
@@ -50,7 +51,20 @@ impl Alone {
     }
 }
 
-/// Of a process that has just ended, a child that it was about to start may have the socket open a moment longer.
+/// None: another process has it, and goes on having it.
+fn lock(mut file: File) -> anyhow::Result<Option<Flock<File>>> {
+    let end = Instant::now() + LINGERS;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK)) if Instant::now() >= end => return Ok(None),
+            Err((back, Errno::EWOULDBLOCK)) => file = back,
+            Err((_, e)) => return Err(e).with_context(|| format!("locking {FILE}")),
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
 fn owner() -> anyhow::Result<Option<u32>> {
     let end = Instant::now() + LINGERS;
     loop {
@@ -58,7 +72,7 @@ fn owner() -> anyhow::Result<Option<u32>> {
         if owner.is_none() || Instant::now() >= end {
             return Ok(owner);
         }
-        std::thread::sleep(LINGERS / 10);
+        std::thread::sleep(LOOK);
     }
 }
 
@@ -81,6 +95,21 @@ mod tests {
     use super::*;
     use crate::testnet::TwoHosts;
     use std::process::Command;
+    use std::thread;
+
+    #[test]
+    fn one_that_is_just_ending_is_waited_for() {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.on_here(async || {
+            let first = Alone::make_sure().unwrap();
+            let ending = thread::spawn(move || {
+                thread::sleep(LINGERS / 10);
+                drop(first);
+            });
+            Alone::make_sure().unwrap();
+            ending.join().unwrap();
+        });
+    }
 
     #[test]
     fn one_in_each_network_namespace_and_nobody_without_rights_can_take_its_place() {
