@@ -43,7 +43,7 @@ fn campaign(server: &str, work: Work, runs: usize, semisync: SemiSync) -> Result
     // that are seconds behind are a good reason to refuse a move.
     let rate = if server == MYSQL { 400 } else { 800 };
     let config = Config::new(server, work, runs);
-    let summary = run(&Config { semisync, load: LoadConfig { rate, ..config.load.clone() }, ..config })?;
+    let summary = run(&Config { semisync, load: LoadConfig { rate, ..config.load }, ..config })?;
     ensure!(summary.is_good(), "see above; the same again: {}", summary.command);
     ensure!(summary.runs.len() == runs && summary.acknowledged > 500 * runs, "too little was written to say anything");
     Ok(summary)
