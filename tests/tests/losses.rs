@@ -6,6 +6,7 @@ use mmm_common::control::{Answer, Command};
 use mmm_common::state::HostMode;
 use mmm_tests::stories::{HOSTS, cluster, cluster_of, move_writer, shows, told};
 use mmm_tests::world::{WRITER, World, config};
+use std::time::Duration;
 
 /// db1's server ends with three rows that nobody else has, db2 takes over, db1's server is back.
 fn returned(mut w: World) -> World {
@@ -250,4 +251,48 @@ fn with_three_masters_the_best_takes_over_and_all_others_follow_it() {
     w.run(5_000);
     assert_eq!(w.holders(WRITER), ["db2"], "{}", told(&w));
     assert_eq!(w.lost_on("db2"), 0, "{}", told(&w));
+}
+
+/// db1's server ends, has lost the last three of its rows, which the others have, and is there again half a second later.
+fn takes_back(w: &mut World) {
+    w.kill_server("db1");
+    w.run(500);
+    *w.host("db1").server.executed.get_mut(&1).expect("db1 has written") -= 3;
+    w.start_server("db1");
+}
+
+/// Nobody but the monitor can compare, so this is what it costs to lose it and the server at the same time.
+#[test]
+fn a_writer_that_crashes_while_the_monitor_is_dead_is_not_opened_before_it_has_been_compared() {
+    let mut w = cluster();
+    w.stop_monitor();
+    w.run(5_000);
+    assert!(w.writer_is_open(), "{}", told(&w));
+    takes_back(&mut w);
+    w.run(30_000);
+    assert!(!w.writer_is_open(), "{}", told(&w));
+    w.start_monitor();
+    w.run(20_000);
+    assert!(w.writer_is_open(), "{}", told(&w));
+    let writer = w.holders(WRITER)[0];
+    assert_eq!(w.lost_on(writer), 0, "{}", told(&w));
+}
+
+#[test]
+fn what_a_crash_took_back_is_there_again_before_anybody_writes() {
+    for (grace, others) in [(0, true), (10, true), (0, false), (10, false)] {
+        let mut c = config(&HOSTS);
+        c.cluster.restart_grace = Duration::from_secs(grace);
+        let mut w = cluster_of(World::with(c));
+        if !others {
+            // No candidate, and it has everything.
+            w.command(Command::SetOffline { host: "db2".into() });
+            w.run(2_000);
+        }
+        takes_back(&mut w);
+        w.run(8_000);
+        assert!(w.writer_is_open(), "grace {grace} s, others {others}: {}", told(&w));
+        let writer = w.holders(WRITER)[0];
+        assert_eq!(w.lost_on(writer), 0, "grace {grace} s, others {others}: {}", told(&w));
+    }
 }
