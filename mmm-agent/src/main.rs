@@ -36,6 +36,7 @@ use mmm_agent_core::Core;
 use mmm_agent_core::io::{Saved, SavedAddress};
 use mmm_common::config::parse::{self, Mistake};
 use mmm_common::config::{Agent as Config, Cluster, Host};
+use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::signal::{SigSet, Signal as UnixSignal};
 use runtime::{Ending, Inbox, Runtime, Signal};
 use std::collections::BTreeSet;
@@ -45,6 +46,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -62,6 +64,8 @@ struct Arguments {
 
 /// What other agents have said and is not handled yet; then their connections are simply not read any further.
 const WAITING_OF_AGENTS: usize = 64;
+/// Leases that do not outlast a page fault of a machine that swaps.
+const SHORT_LEASE: Duration = Duration::from_secs(1);
 /// The exit code for a configuration with mistakes.
 const BAD_CONFIG: u8 = 2;
 
@@ -182,6 +186,9 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     let start =
         Start { config, addresses: &addresses, roles: &roles, saved: saved.as_ref(), machine_boot: &machine_boot };
     let mut guard = start.put_up_guard(&alone, link.mac.is_some(), held_back).await?;
+    if config.cluster.lease_ttl < SHORT_LEASE {
+        lock_memory(config.cluster.lease_ttl);
+    }
     let left = guard.as_ref().ok().map(|guard| guard.left().clone());
     let guard_changes = guard.as_mut().ok().and_then(Guard::watch);
     let (changes, kernel) = mpsc::unbounded_channel();
@@ -314,6 +321,18 @@ impl Start<'_> {
             managed: self.managed().collect(),
             unguarded: lifetimes.into_iter().map(|(ip, rest)| (ip, start + rest)).collect(),
         })
+    }
+}
+
+/// A page that has to be read from a busy disk first costs more than a heartbeat. What is not used yet is locked when it
+/// is used: the stacks of the threads are much larger than what they need.
+fn lock_memory(lease_ttl: Duration) {
+    let flags = MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE;
+    if let Err(e) = mlockall(flags | MlockAllFlags::from_bits_retain(nix::libc::MCL_ONFAULT)) {
+        tracing::warn!(
+            "memory cannot be locked, so with lease_ttl = {lease_ttl:?} roles may be lost when this host needs its memory \
+             elsewhere: {e}; give the unit CAP_IPC_LOCK or LimitMEMLOCK=infinity"
+        );
     }
 }
 
