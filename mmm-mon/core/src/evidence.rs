@@ -15,8 +15,9 @@ impl Core {
     pub(crate) fn find_contested(&mut self, now: Millis, out: &mut Vec<Output>) {
         let mut on: BTreeMap<IpAddr, BTreeSet<HostName>> = BTreeMap::new();
         for (name, host) in &self.hosts {
-            // A report of an earlier connection may have been overtaken.
-            if host.facts.link.as_ref().is_none_or(|l| l.anchor.is_none()) {
+            // A report of an earlier connection may have been overtaken, and one that is older than a lease by its end.
+            let old = now.since(host.facts.heard) >= self.config.cluster.lease_ttl;
+            if old || host.facts.link.as_ref().is_none_or(|l| l.anchor.is_none()) {
                 continue;
             }
             for (ip, _) in host.facts.report.iter().flat_map(|r| &r.addresses).filter(|(_, a)| a.present) {

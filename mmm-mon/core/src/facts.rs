@@ -250,6 +250,14 @@ impl HostFacts {
         }
     }
 
+    /// Its agent says so now, and not on a connection that has ended.
+    pub(crate) fn sql_error(&self) -> Option<&str> {
+        self.link.as_ref()?.anchor?;
+        let server = &self.report.as_ref()?.server;
+        let replication = server.replication.as_ref().filter(|r| server.life == Life::Alive && !r.sql_running)?;
+        (!replication.error.is_empty()).then_some(replication.error.as_str())
+    }
+
     /// Its agent, with another configuration than the monitor, would take leases that the kernel alone cannot end in time.
     pub(crate) fn lacks_guard(&self, cluster: &Cluster) -> bool {
         cluster.lease_ttl < Cluster::SHORTEST_UNGUARDED_TTL && self.report.as_ref().is_some_and(|r| !r.guarded)

@@ -542,6 +542,7 @@ impl Core {
             mysql: facts.check(CheckKind::Mysql),
             rep_threads: facts.check(CheckKind::RepThreads),
             rep_backlog: facts.check(CheckKind::RepBacklog),
+            sql_error: facts.sql_error(),
             summary: facts.summary(),
             agent_answers: self.agent_stays(now, name) && facts.server_alive(),
             holds: self.found.iter().find(|(_, host)| *host == name).map(|(ip, _)| self.address_name(*ip)),

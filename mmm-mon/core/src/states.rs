@@ -82,6 +82,8 @@ pub(crate) struct View<'a> {
     pub(crate) mysql: Verdict,
     pub(crate) rep_threads: Verdict,
     pub(crate) rep_backlog: Verdict,
+    /// What its SQL thread has stopped with, as its own agent says: that is certain, and waits for no `trap_period`.
+    pub(crate) sql_error: Option<&'a str>,
     /// `ping: OK, mysql: not OK; …`.
     pub(crate) summary: String,
     pub(crate) agent_answers: bool,
@@ -145,6 +147,14 @@ pub(crate) const RULES: &[Rule] = &[
     Rule {
         from: &[Online, ReplicationDelay],
         to: ReplicationFail,
+        when: |v| {
+            let error = v.sql_error.filter(|_| !v.is_active_master && v.peer_online_for.is_some())?;
+            Some(format!("(its SQL thread has stopped: {error})"))
+        },
+    },
+    Rule {
+        from: &[Online, ReplicationDelay],
+        to: ReplicationFail,
         when: |v| (may_complain(v) && v.rep_threads == Verdict::Bad).then(|| "(rep_threads: not OK)".to_owned()),
     },
     Rule {
@@ -159,7 +169,7 @@ pub(crate) const RULES: &[Rule] = &[
         from: &[ReplicationFail],
         to: ReplicationDelay,
         when: |v| {
-            (v.rep_threads == Verdict::Good && v.rep_backlog == Verdict::Bad)
+            (v.sql_error.is_none() && v.rep_threads == Verdict::Good && v.rep_backlog == Verdict::Bad)
                 .then(|| "(rep_threads: OK, rep_backlog: not OK)".to_owned())
         },
     },
@@ -177,7 +187,7 @@ impl Rule {
 }
 
 fn replicates(v: &View<'_>) -> bool {
-    v.rep_threads == Verdict::Good && v.rep_backlog == Verdict::Good
+    v.sql_error.is_none() && v.rep_threads == Verdict::Good && v.rep_backlog == Verdict::Good
 }
 
 /// Replication trouble on the active master moves nothing, and a replica's counts only while there is somebody to
@@ -297,6 +307,7 @@ mod tests {
             mysql: Good,
             rep_threads: Good,
             rep_backlog: Good,
+            sql_error: None,
             summary: "ping: OK, mysql: not OK".into(),
             agent_answers: true,
             holds: None,
@@ -383,6 +394,13 @@ mod tests {
     #[test]
     fn replication_trouble_fails_or_delays_a_replica_but_never_the_active_master() {
         check(Online, |v, _| v.rep_threads = Bad, Some((ReplicationFail, "(rep_threads: not OK)")));
+        let stopped = Some((ReplicationFail, "(its SQL thread has stopped: no such table)"));
+        let just_online = Some(Duration::from_secs(1));
+        check(Online, |v, _| (v.sql_error, v.peer_online_for) = (Some("no such table"), just_online), stopped);
+        check(Online, |v, _| (v.sql_error, v.is_active_master) = (Some("no such table"), true), None);
+        check(Online, |v, _| (v.sql_error, v.peer_online_for) = (Some("no such table"), None), None);
+        check(ReplicationFail, |v, _| v.sql_error = Some("no such table"), None);
+        check(ReplicationFail, |v, _| (v.sql_error, v.rep_backlog) = (Some("no such table"), Bad), None);
         check(Online, |v, _| v.rep_backlog = Bad, Some((ReplicationDelay, "(rep_threads: OK, rep_backlog: not OK)")));
         check(Online, |v, _| (v.rep_threads, v.is_active_master) = (Bad, true), None);
         check(Online, |v, _| (v.rep_threads, v.peer_online_for) = (Bad, Some(Duration::from_secs(59))), None);
