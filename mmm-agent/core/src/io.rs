@@ -184,6 +184,9 @@ pub struct Saved {
     pub detached: bool,
     /// The kernel's boot id when this was saved: hold orders are used again only within it.
     pub machine_boot: String,
+    /// The server had been opened by this life or one before, and not been seen closed since.
+    #[serde(default)]
+    pub open: bool,
     /// The longest lease, in milliseconds, that this agent has ever vouched for: the next life waits it out (R9).
     #[serde(default)]
     pub vouched_ttl_ms: u64,

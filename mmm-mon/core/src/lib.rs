@@ -85,6 +85,8 @@ pub struct Core {
     moving: Option<(RoleName, String, HostName)>,
     /// Who has an address that nobody holds by a known order (R11).
     found: BTreeMap<IpAddr, HostName>,
+    /// In a mode that moves nothing by itself: the active master whose server ended, until somebody holds the role again.
+    crashed: Option<HostName>,
     /// Addresses whose first epoch somebody has been told. Who names that one before has it from another numbering.
     spoken: BTreeSet<IpAddr>,
     /// What stands in the way, by subject; logged when it changes, shown as long as it stands.
@@ -147,6 +149,7 @@ impl Core {
             returns: saved.as_ref().map(|s| s.returns.clone()).unwrap_or_default(),
             moving: None,
             found: BTreeMap::new(),
+            crashed: None,
             spoken: BTreeSet::new(),
             remarks: BTreeMap::new(),
             sent: BTreeMap::new(),
@@ -613,6 +616,7 @@ impl Core {
             }
             eligible.extend(Eligible::if_fit(name, online, self.agent_stays(now, name), host.facts.server_alive()));
         }
+        self.note_crash();
         let excluded = self.excluded(now);
         let roles: Vec<_> = self.config.cluster.roles.iter().map(|(n, r)| (n.clone(), r.clone())).collect();
         for (name, role) in roles {
@@ -631,6 +635,7 @@ impl Core {
                 offline: &offline,
                 taken_off: &self.taken_off,
                 found: &self.found,
+                crashed: self.crashed.as_ref().filter(|_| is_writer),
             };
             let rank = |host: &HostName| self.rank(host, &role.hosts);
             let mut wishes = standing.wishes(&role, &holders, &rank);
@@ -643,6 +648,17 @@ impl Core {
                     self.place(now, ip, &wish, (&role.hosts, &excluded), out);
                 }
             }
+        }
+    }
+
+    /// Its agent does not open a server again that has ended under the order to write, so somebody has to get a new one. In
+    /// ACTIVE mode that is a failover; in the others nobody else is to have it.
+    fn note_crash(&mut self) {
+        if self.mode == MonitorMode::Active {
+            self.crashed = None;
+        } else if let Some(holder) = self.writer_holder().cloned() {
+            let runs_again = self.hosts.get(&holder).is_some_and(|host| host.facts.restarted());
+            self.crashed = runs_again.then_some(holder);
         }
     }
 
