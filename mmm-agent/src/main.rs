@@ -45,7 +45,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -189,6 +189,7 @@ async fn serve(config: &Arc<Config>, host: &Host, path: &Path) -> anyhow::Result
     if config.cluster.lease_ttl < SHORT_LEASE {
         lock_memory(config.cluster.lease_ttl);
     }
+    GUARDED.get_or_init(|| guard.is_ok());
     let left = guard.as_ref().ok().map(|guard| guard.left().clone());
     let guard_changes = guard.as_mut().ok().and_then(Guard::watch);
     let (changes, kernel) = mpsc::unbounded_channel();
@@ -426,6 +427,9 @@ fn listen_for_signals(config: &Arc<Config>, path: &Path) -> anyhow::Result<mpsc:
     Ok(signals)
 }
 
+/// Whether this process has put up the exact guard; not known before it has tried.
+static GUARDED: OnceLock<bool> = OnceLock::new();
+
 /// On SIGHUP. A configuration with which the agent would not start is refused too.
 async fn is_good_and_different(config: &Config, path: &Path) -> bool {
     let new = match parse::agent(path) {
@@ -444,6 +448,14 @@ async fn is_good_and_different(config: &Config, path: &Path) -> bool {
         tracing::error!("SIGHUP: there is no [host.{}]; keeping the old configuration", new.this);
         return false;
     };
+    let lease = new.cluster.lease_ttl;
+    if GUARDED.get() == Some(&false) && lease < Cluster::SHORTEST_UNGUARDED_TTL {
+        tracing::error!(
+            "SIGHUP: keeping the old configuration: lease_ttl = {lease:?} needs the exact guard, and there is none here; \
+             the log of this agent's start says why"
+        );
+        return false;
+    }
     if let Err(e) = netlink::Addresses::new(&host.cluster_interface).link().await {
         tracing::error!("SIGHUP: keeping the old configuration: {e}");
         return false;

@@ -310,7 +310,11 @@ impl<C: Decide, D: Save> Runtime<C, D> {
             let Some(input) = inputs.pop_front() else { return Ok(false) };
             let mut outputs = Vec::new();
             self.core.handle(clock::now(), input, &mut outputs);
-            for output in outputs {
+            // The worker takes it at once and works beside this loop, while a removal ends connections here first. The one that
+            // is next may open its server as soon as the lease is over.
+            let (closing, others): (Vec<Output>, Vec<Output>) =
+                outputs.into_iter().partition(|output| matches!(output, Output::Do(Step::ReadOnly)));
+            for output in closing.into_iter().chain(others) {
                 match output {
                     Output::Persist(saved) => {
                         self.disk.save(&saved).context("the agent's state could not be saved, so nothing is done")?;

@@ -296,3 +296,16 @@ fn what_a_crash_took_back_is_there_again_before_anybody_writes() {
         assert_eq!(w.lost_on(writer), 0, "grace {grace} s, others {others}: {}", told(&w));
     }
 }
+
+/// In MANUAL mode a role leaves nobody by itself: it is taken from the one that crashed, and goes to nobody else.
+#[test]
+fn a_writer_that_crashes_in_manual_mode_gets_its_role_back_when_it_has_been_compared() {
+    let mut w = cluster();
+    w.command(Command::SetManual);
+    w.run(1_000);
+    takes_back(&mut w);
+    w.run(8_000);
+    assert_eq!(w.holders(WRITER), ["db1"], "{}", told(&w));
+    assert!(w.writer_is_open(), "{}", told(&w));
+    assert_eq!(w.lost_on("db1"), 0, "{}", told(&w));
+}

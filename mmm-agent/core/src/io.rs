@@ -196,6 +196,9 @@ pub struct Saved {
     /// process without the guard needs.
     #[serde(default)]
     pub guarded: bool,
+    /// The server had been opened by this life or one before, and not been seen closed since.
+    #[serde(default)]
+    pub open: bool,
     /// The longest lease, in milliseconds, that this agent has ever vouched for: the next life waits it out (R9).
     #[serde(default)]
     pub vouched_ttl_ms: u64,

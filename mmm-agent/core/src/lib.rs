@@ -88,8 +88,12 @@ pub struct Core {
     died_at: Option<Millis>,
     /// The server ended while this host was, or was about to become, the active master.
     crashed: bool,
-    /// A life before this one may have opened it, and it has not been looked at since.
+    /// A life before this one had opened it, and it has not been looked at since.
     opened_before: bool,
+    /// It was opened, and not closed by this agent's hand since.
+    open: bool,
+    /// The same, as the disk has it.
+    open_on_disk: bool,
     /// The address of the active master's role.
     writer: Option<IpAddr>,
     /// The first look of this life at the server has ended.
@@ -151,7 +155,8 @@ impl Core {
             _ if !same_boot => None,
             // An order of a life with the guard is waited out for less time than the kernel needs without it.
             None => (!was_guarded).then_some(Lease::Inherited { until: None }),
-            Some(armed) => armed.get(ip).map(|until| Lease::Inherited { until: Some(*until) }),
+            // What is over may still be vouched for or renewed.
+            Some(armed) => Some(Lease::Inherited { until: Some(armed.get(ip).copied().unwrap_or(now)) }),
         };
         // R9: whom this agent vouched for in the life before is not known.
         let vouched_ttl = Duration::from_millis(saved.vouched_ttl_ms);
@@ -198,7 +203,9 @@ impl Core {
             server: ServerReport::unknown("not looked at yet"),
             died_at: None,
             crashed: false,
-            opened_before: opened.is_some(),
+            opened_before: saved.open,
+            open: saved.open,
+            open_on_disk: saved.open,
             writer: cluster.writer().and_then(|role| role.ips.first().copied()),
             looked_at_server: false,
             opened,
@@ -273,7 +280,7 @@ impl Core {
             Input::Job { id, state } => self.job_went(id, state, out),
             Input::Shutdown { keep: true } => {
                 info(out, "Ending and keeping roles: they last until their leases end".to_owned());
-                out.push(Output::Persist(self.saved()));
+                self.save(out);
                 out.push(Output::Exit);
                 self.gone = true;
                 return;
@@ -337,6 +344,7 @@ impl Core {
         let ttl = self.ttl.min(Duration::from_millis(order.lease_ttl_ms));
         let sent = self.sent.when(order.answers, self.anchor.boot);
         let mut new = false;
+        let told_to_let_go = self.writer.is_some_and(|ip| order.addresses.get(&ip).is_some_and(|o| !is_hold(o)));
         for (ip, order) in order.addresses {
             let Some(slot) = self.slots.get_mut(&ip) else { continue };
             let text = describe(&order);
@@ -368,7 +376,12 @@ impl Core {
         self.answered = Some(order.answers);
         self.replication = order.replication;
         self.wait_for_replica = order.wait_for_replica;
-        new | self.begin(order.task, out) | self.begin_job(order.job, out)
+        let begun = self.begin(order.task, out) | self.begin_job(order.job, out);
+        if told_to_let_go && self.task.is_none() && !self.is_active_master() {
+            // Whatever it is told next comes from a look at what it has now.
+            (self.crashed, self.opened_before, self.open) = (false, false, false);
+        }
+        new | begun
     }
 
     /// A task is begun once per id; the order that no longer names it ends our reporting of it.
@@ -438,10 +451,15 @@ impl Core {
             Life::Dead { .. } => self.died_at = self.died_at.or(Some(now)),
             Life::Alive | Life::Hung { .. } | Life::Unknown { .. } => self.died_at = None,
         }
-        if matches!(server.life, Life::Alive) && std::mem::take(&mut self.opened_before) {
+        if matches!(server.life, Life::Alive)
+            && server.writing != Writing::Unknown
+            && std::mem::take(&mut self.opened_before)
+        {
             // A server starts read-only.
             self.crashed |= server.writing == Writing::ReadOnly;
         }
+        self.open |=
+            matches!(server.life, Life::Alive) && server.writing == Writing::Allowed && self.is_active_master();
         self.report_due |= is_news(&self.server, &server) || self.position_old;
         self.server = server;
         self.position_old = false;
@@ -450,7 +468,8 @@ impl Core {
         self.broken_off
             .take_if(|(step, at)| running && matches!(step, Step::Follow { .. }) && now.since(*at) >= LOOKED_AT);
         let closed = match (&self.server.life, self.server.writing) {
-            (Life::Dead { .. }, _) => true,
+            // What is under way may yet open the next one.
+            (Life::Dead { .. }, _) => !self.under_way.contains(&Subject::Writable),
             // A look from before the server was opened can come after that: while read_only is being changed, only the
             // step's own reading back counts.
             (Life::Alive, Writing::ReadOnly) => {
@@ -473,15 +492,19 @@ impl Core {
     /// would be to use its GTIDs again. So whatever lease there is, the server is not opened before the monitor has taken
     /// the role away, compared everybody, and given it anew.
     fn note_crash(&mut self, out: &mut Vec<Output>) {
-        let crashed = self.crashed || matches!(self.server.life, Life::Dead { .. });
-        let told = self.crashed_master();
-        self.crashed = crashed && (self.is_active_master() || self.task.is_some());
-        if self.crashed_master() && !told {
+        let dead = matches!(self.server.life, Life::Dead { .. });
+        let concerned = self.is_active_master() || self.task.is_some() || self.opened_before;
+        if self.crashed || !dead || !concerned {
+            return;
+        }
+        self.crashed = true;
+        if self.is_active_master() || self.opened_before {
             let text = "The active master's server has ended: it is not opened again before what it has is compared";
             warn(out, text.to_owned());
         }
     }
 
+    /// Told so until the role has been taken away. With Alive or Unknown the monitor would leave it where it is.
     fn crashed_master(&self) -> bool {
         self.crashed && self.is_active_master()
     }
@@ -557,6 +580,7 @@ impl Core {
             Step::ReadOnly => {
                 // Read back by the step itself.
                 self.server.writing = Writing::ReadOnly;
+                self.open = false;
                 self.position_old = true;
                 if !self.under_way.contains(&Subject::Writable) {
                     self.opened = None;
@@ -567,6 +591,7 @@ impl Core {
             Step::Writable { .. } => {
                 // Read back by the step itself.
                 self.server.writing = Writing::Allowed;
+                self.open = true;
                 self.opened = self.writer;
                 info(out, "The server is writable".to_owned());
                 false
@@ -643,7 +668,7 @@ impl Core {
         }
         if let Some(longer) = ttl.ok().filter(|ttl| *ttl > self.vouched_ttl && !answer.vouched.is_empty()) {
             self.vouched_ttl = longer;
-            out.push(Output::Persist(self.saved()));
+            self.save(out);
         }
         out.push(Output::Vouch { ask, answer: Box::new(answer) });
     }
@@ -742,6 +767,9 @@ impl Core {
             TaskOutcome::Done { position: None } => info(out, format!("Done: {what}")),
             TaskOutcome::Failed { why } => warn(out, format!("Failed: {what}: {why}")),
         }
+        if matches!((&task.work, &outcome), (Work::Quiesce { .. }, TaskOutcome::Done { .. })) {
+            self.open = false;
+        }
         *mine = outcome;
         self.report_due = true;
     }
@@ -790,7 +818,7 @@ impl Core {
         self.start(going_on, out);
         self.start(giving_up, out);
         if persist {
-            out.push(Output::Persist(self.saved()));
+            self.save(out);
         }
         if self.task_to_start
             && let Some((task, _)) = &self.task
@@ -801,6 +829,22 @@ impl Core {
         }
         self.start_job(out);
         self.start(taking, out);
+        // For the next life. Clients wait for the address first.
+        let served = self.writer.and_then(|ip| self.slots.get(&ip)).is_some_and(|slot| slot.present);
+        if self.next_life_finds_it_open() && served && !self.open_on_disk {
+            self.save(out);
+        }
+    }
+
+    /// Unless it ends in between.
+    fn next_life_finds_it_open(&self) -> bool {
+        self.open && (self.is_active_master() || self.opened_before || self.crashed)
+    }
+
+    fn save(&mut self, out: &mut Vec<Output>) {
+        let saved = self.saved();
+        self.open_on_disk = saved.open;
+        out.push(Output::Persist(saved));
     }
 
     /// The position at the end of a drain is taken for final: nobody may be able to add to it.
@@ -920,7 +964,7 @@ impl Core {
     /// A position counts as final when it is told together with read_only: both have to be from one look.
     fn told_server(&self) -> ServerReport {
         let mut server = self.server.clone();
-        if self.crashed_master() && matches!(server.life, Life::Alive) {
+        if self.crashed_master() && matches!(server.life, Life::Alive | Life::Unknown { .. }) {
             let why = "it was started again, and is not opened before what it has is compared".to_owned();
             server.life = Life::Dead { why, restarted: true };
         }
@@ -951,7 +995,7 @@ impl Core {
         }
         // The last word, so that nobody has to wait for a lease.
         self.send(now, out);
-        out.push(Output::Persist(self.saved()));
+        self.save(out);
         out.push(Output::Exit);
         self.gone = true;
     }
@@ -976,6 +1020,7 @@ impl Core {
             detached: self.detached,
             machine_boot: self.machine_boot.clone(),
             guarded: self.guarded,
+            open: self.next_life_finds_it_open(),
             vouched_ttl_ms: u64::try_from(self.vouched_ttl.as_millis()).unwrap_or(u64::MAX),
         }
     }
@@ -1032,6 +1077,10 @@ fn life_word(life: &Life) -> &'static str {
         Life::Hung { .. } => "hung",
         Life::Unknown { .. } => "unknown",
     }
+}
+
+fn is_hold(order: &AddressOrder) -> bool {
+    matches!(order, AddressOrder::Hold(_))
 }
 
 fn describe(order: &AddressOrder) -> String {

@@ -217,7 +217,7 @@ impl Agent {
         let mut a = Agent::new(None, 1);
         a.hold(WRITER, 5, true);
         a.server_did(Step::Writable { until: Millis(0) }, Writing::Allowed);
-        assert_eq!(a.did(), "save, writable, add 10.0.0.50 3s, announce 10.0.0.50");
+        assert_eq!(a.did(), "save, writable, add 10.0.0.50 3s, announce 10.0.0.50, save");
         a
     }
 }
@@ -322,6 +322,35 @@ fn a_server_that_was_started_again_while_no_agent_was_there_is_not_opened_either
     a.hold(WRITER, 5, true);
     assert_eq!(a.did(), "");
     assert!(matches!(a.last().server.life, Life::Dead { restarted: true, .. }), "{:?}", a.last().server);
+}
+
+#[test]
+fn a_machine_that_was_rebooted_under_the_order_to_write_does_not_open_its_server_either() {
+    let saved = Agent::writing().saved.unwrap();
+    let mut a = Agent::new(Some(Saved { machine_boot: "the one before".into(), ..saved }), 2);
+    a.hold(WRITER, 5, true);
+    a.after(500);
+    assert_eq!(a.did(), "");
+    assert!(matches!(a.last().server.life, Life::Dead { restarted: true, .. }), "{:?}", a.last().server);
+    let order = a.order(&[(WRITER, let_go(7))]);
+    a.give(Input::Order(order));
+    assert!(!a.saved.as_ref().unwrap().open);
+    a.hold(WRITER, 8, true);
+    assert_eq!(a.did(), "save, save, writable");
+}
+
+// The next life finds a closed server, and that was this one's hand.
+#[test]
+fn a_server_that_its_own_agent_has_closed_at_its_end_has_not_ended() {
+    let mut a = Agent::writing();
+    a.give(Input::MonitorDown { why: "gone".into() });
+    a.give(Input::Shutdown { keep: false });
+    a.after(500);
+    a.server_did(Step::ReadOnly, Writing::ReadOnly);
+    assert!(a.did().ends_with("exit") && !a.saved.as_ref().unwrap().open);
+    let mut next = Agent::new(a.saved.clone(), 2);
+    next.hold(WRITER, 5, true);
+    assert_eq!(next.did(), "writable");
 }
 
 #[test]
@@ -886,7 +915,7 @@ fn what_a_guarded_life_has_left_is_good_for_as_long_as_the_guard_is_still_armed(
     let mut late = Agent { kernel, ..Agent::with(&config(), a.saved.clone(), 2, nothing, Writing::Unknown) };
     late.give(Input::KernelChanged);
     late.give(Input::Server(server(Writing::Allowed)));
-    assert_eq!(late.did(), "remove 10.0.0.50, read-only", "nothing is inherited that is not armed any more");
+    assert_eq!(late.did(), "silently remove 10.0.0.50, read-only", "nothing is inherited that is not armed any more");
 }
 
 #[test]

@@ -169,7 +169,7 @@ struct Sampler {
     status_again: Instant,
     semisync: Semi,
     /// When the server was started, by what it said at the last login.
-    started: Option<Instant>,
+    started: Option<Started>,
 }
 
 /// What is known of semi-synchronous replication.
@@ -250,15 +250,15 @@ impl Sampler {
                     Err(e) if e.is_full() => self.logins.any().ok_or(e)?,
                     answer => answer?,
                 };
-                let _ended = seen.send(Seen::Answer);
-                // Before the sample of the new one: whoever held the old one for alive has to hear of its end.
+                // Before anything of the new one is told: whoever held the old one for alive has to hear of its end.
+                let asked = Instant::now();
                 if let Some(uptime) = session.uptime().await? {
-                    let now = Instant::now();
-                    let started = now.checked_sub(uptime).unwrap_or(now);
-                    if is_another(self.started.replace(started), started) {
+                    let started = Started::of(uptime, asked, Instant::now());
+                    if self.started.replace(started).is_some_and(|before| started.is_after(before)) {
                         let _ended = seen.send(Seen::Restarted { uptime });
                     }
                 }
+                let _ended = seen.send(Seen::Answer);
                 let vitals = session.vitals().await?;
                 // Not knowing another way in is no reason not to use this one.
                 let _unknown = self.server.find_side_door(&mut session).await;
@@ -339,11 +339,24 @@ impl Sampler {
     }
 }
 
-/// Whether two moments of start, as reckoned from whole seconds of uptime, are of two processes. The server's clock may
-/// have been set meanwhile, by hand or by a big step: then one process is taken for two, which costs a failover and
-/// nothing else.
-fn is_another(before: Option<Instant>, now: Instant) -> bool {
-    before.is_some_and(|before| now.saturating_duration_since(before) > Duration::from_millis(1500))
+/// When a server was started, as far as whole seconds of uptime and the time of the answer tell.
+#[derive(Clone, Copy, Debug)]
+struct Started {
+    earliest: Instant,
+    latest: Instant,
+}
+
+impl Started {
+    fn of(uptime: Duration, asked: Instant, answered: Instant) -> Started {
+        let before = |at: Instant, time: Duration| at.checked_sub(time).unwrap_or(at);
+        Started { earliest: before(asked, uptime + Duration::from_secs(1)), latest: before(answered, uptime) }
+    }
+
+    /// Of another process. The server's clock may have been set back meanwhile: then one is taken for two, which costs a
+    /// failover and nothing else.
+    fn is_after(self, before: Started) -> bool {
+        self.earliest > before.latest
+    }
 }
 
 impl Semi {
@@ -584,11 +597,15 @@ mod tests {
 
     #[test]
     fn a_start_is_told_from_the_rounding_of_the_uptime() {
-        let start = Instant::now();
-        assert!(!is_another(None, start));
-        assert!(!is_another(Some(start), start + Duration::from_millis(999)));
-        assert!(!is_another(Some(start + Duration::from_secs(9)), start), "its clock was set back");
-        assert!(is_another(Some(start), start + Duration::from_secs(3)));
+        let (second, slow) = (Duration::from_secs(1), Duration::from_millis(900));
+        // Started just before `at`.
+        let at = Instant::now() + 100 * second;
+        let before = Started::of(9 * second, at + 9 * second + slow, at + 9 * second + slow);
+        assert!(!Started::of(20 * second, at + 20 * second, at + 20 * second + slow).is_after(before));
+        assert!(!Started::of(20 * second, at + 20 * second + slow, at + 21 * second).is_after(before));
+        assert!(!Started::of(30 * second, at + 20 * second, at + 20 * second).is_after(before), "its clock was set on");
+        let next = at + 12 * second;
+        assert!(Started::of(second, next + second, next + second + slow).is_after(before));
     }
 
     #[test]

@@ -263,6 +263,11 @@ impl HostFacts {
         cluster.lease_ttl < Cluster::SHORTEST_UNGUARDED_TTL && self.report.as_ref().is_some_and(|r| !r.guarded)
     }
 
+    /// Its server has ended and runs again, and its agent keeps it closed.
+    pub(crate) fn restarted(&self) -> bool {
+        self.report.as_ref().is_some_and(|r| matches!(r.server.life, Life::Dead { restarted: true, .. }))
+    }
+
     /// When the host's server last showed that it was alive, or may have written on: with the vouches of everybody in
     /// one of `extending`.
     pub(crate) fn last_alive(&self, extending: &[BTreeSet<HostName>]) -> Millis {

@@ -85,6 +85,8 @@ pub struct Core {
     moving: Option<(RoleName, String, HostName)>,
     /// Who has an address that nobody holds by a known order (R11).
     found: BTreeMap<IpAddr, HostName>,
+    /// In a mode that moves nothing by itself: the active master whose server ended, until somebody holds the role again.
+    crashed: Option<HostName>,
     /// Addresses whose first epoch somebody has been told. Who names that one before has it from another numbering.
     spoken: BTreeSet<IpAddr>,
     /// What stands in the way, by subject; logged when it changes, shown as long as it stands.
@@ -147,6 +149,7 @@ impl Core {
             returns: saved.as_ref().map(|s| s.returns.clone()).unwrap_or_default(),
             moving: None,
             found: BTreeMap::new(),
+            crashed: None,
             spoken: BTreeSet::new(),
             remarks: BTreeMap::new(),
             sent: BTreeMap::new(),
@@ -383,7 +386,7 @@ impl Core {
                     *slot = Slot::first(role, above, &hosts, now, Quarantine::of(self.longest_ttl))
                         .with_quarantine(Quarantine::of(self.config.cluster.lease_ttl));
                 }
-                slot.heard(&name, address.seen, address.has(), report.guarded, now);
+                slot.heard(&name, address.seen, address.has(), now);
             }
         }
         for (ip, mac) in &report.conflicts {
@@ -609,12 +612,14 @@ impl Core {
                 offline.insert(name.clone());
             }
             let online = host.status.state == HostState::Online;
-            if online && self.agent_may_hold(now, name) && !self.is_leaving(name) {
+            let lacks_guard = host.facts.lacks_guard(&self.config.cluster);
+            if online && self.agent_may_hold(now, name) && !self.is_leaving(name) && !lacks_guard {
                 keeping.insert(name.clone());
             }
-            let answers = self.agent_stays(now, name) && !host.facts.lacks_guard(&self.config.cluster);
+            let answers = self.agent_stays(now, name) && !lacks_guard;
             eligible.extend(Eligible::if_fit(name, online, answers, host.facts.server_alive()));
         }
+        self.note_crash();
         let excluded = self.excluded(now);
         let roles: Vec<_> = self.config.cluster.roles.iter().map(|(n, r)| (n.clone(), r.clone())).collect();
         for (name, role) in roles {
@@ -633,6 +638,7 @@ impl Core {
                 offline: &offline,
                 taken_off: &self.taken_off,
                 found: &self.found,
+                crashed: self.crashed.as_ref().filter(|_| is_writer),
             };
             let rank = |host: &HostName| self.rank(host, &role.hosts);
             let mut wishes = standing.wishes(&role, &holders, &rank);
@@ -645,6 +651,17 @@ impl Core {
                     self.place(now, ip, &wish, (&role.hosts, &excluded), out);
                 }
             }
+        }
+    }
+
+    /// Its agent does not open a server again that has ended under the order to write, so somebody has to get a new one. In
+    /// ACTIVE mode that is a failover; in the others nobody else is to have it.
+    fn note_crash(&mut self) {
+        if self.mode == MonitorMode::Active {
+            self.crashed = None;
+        } else if let Some(holder) = self.writer_holder().cloned() {
+            let runs_again = self.hosts.get(&holder).is_some_and(|host| host.facts.restarted());
+            self.crashed = runs_again.then_some(holder);
         }
     }
 

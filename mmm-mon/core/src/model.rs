@@ -48,8 +48,8 @@ impl Decisions {
         self.0.release(epoch);
     }
 
-    pub fn heard(&mut self, from: &HostName, seen: Epoch, has: bool, guarded: bool, now: Millis) {
-        self.0.heard(from, seen, has, guarded, now);
+    pub fn heard(&mut self, from: &HostName, seen: Epoch, has: bool, now: Millis) {
+        self.0.heard(from, seen, has, now);
     }
 
     pub fn killed(&mut self, host: &HostName, asked: Epoch) {

@@ -38,6 +38,8 @@ pub(crate) struct Standing<'a> {
     pub(crate) taken_off: &'a BTreeSet<IpAddr>,
     /// Who has an address that nobody holds by a known order: the monitor's state was lost (safety.md, R11).
     pub(crate) found: &'a BTreeMap<IpAddr, HostName>,
+    /// In a mode that moves nothing by itself: who had this role when its server ended, and has it no longer but in name.
+    pub(crate) crashed: Option<&'a HostName>,
 }
 
 /// Where an address should be, and why it should move if it should.
@@ -97,6 +99,20 @@ impl Standing<'_> {
             return self.find(found).map_or_else(
                 || Wish::stay(format!("{found} has it, and is to be ONLINE before it is given to anybody")),
                 |host| Wish::go(host, "it has it already"),
+            );
+        }
+        if let (Some(holder), true) = (holder, self.mode != MonitorMode::Active)
+            && self.crashed == Some(holder)
+            && !self.offline.contains(holder)
+        {
+            return Wish::nobody(format!(
+                "{holder}'s server ended and runs again: it is compared before it gets it back"
+            ));
+        }
+        if let (None, Some(before)) = (holder, self.crashed) {
+            return self.find(before).map_or_else(
+                || Wish::stay(format!("{before} had it when its server ended, and is to be ONLINE to get it back")),
+                |host| Wish::go(host, "it had it when its server ended, and no other host gets it in this mode"),
             );
         }
         let candidates = || role.hosts.iter().filter_map(|h| self.find(h)).filter(|e| Some(e.host()) != holder);
@@ -246,6 +262,7 @@ mod tests {
             offline: &BTreeSet::new(),
             taken_off: &BTreeSet::new(),
             found: &BTreeMap::new(),
+            crashed: None,
         };
         let rank = |h: &HostName| u64::from(h.as_str() == "db3");
         let found: Vec<String> = standing

@@ -173,8 +173,8 @@ impl Slot {
         self.state.write = false;
     }
 
-    /// R8 (a) and (b). `guarded`: as this report says. True if `live` changed.
-    pub(crate) fn heard(&mut self, from: &HostName, seen: Epoch, has: bool, guarded: bool, now: Millis) -> bool {
+    /// R8 (a) and (b). True if `live` changed.
+    pub(crate) fn heard(&mut self, from: &HostName, seen: Epoch, has: bool, now: Millis) -> bool {
         let before = self.state.live.len();
         let by_live_order = self.state.live.iter().any(|o| o.to == *from && o.epoch == seen);
         if !has || by_live_order || !stands(Safeguard::ReleaseWithoutAddress) {
@@ -188,7 +188,8 @@ impl Slot {
             self.state.live.retain(|o| o.to != *from || (o.epoch >= seen && (has || counts(o))));
             let left = own(&self.state.live);
             if left < mine && left > 0 && stands(Safeguard::AcknowledgedWait) {
-                self.extend(from, guarded, now);
+                // What is left may be of a life without the guard.
+                self.extend(from, false, now);
             }
         }
         if has && by_live_order && stands(Safeguard::HoldReportClears) {
@@ -307,7 +308,7 @@ mod tests {
         s.order_for(&h("db1"), false, Millis(1000));
         assert_eq!(s.settled_granters(), None, "not acknowledged");
         assert_eq!(s.free_for(&h("db3"), Millis(60_000)).unwrap_err(), Blocked::NoGranter { of: h("db1") });
-        s.heard(&h("db1"), Epoch(11), true, false, Millis(1100));
+        s.heard(&h("db1"), Epoch(11), true, Millis(1100));
         assert_eq!(s.settled_granters(), Some(&set(&["db2", "db3"])));
         assert!(s.free_for(&h("db3"), Millis(5599)).is_err());
         assert!(s.free_for(&h("db3"), Millis(5600)).is_ok());
@@ -320,7 +321,7 @@ mod tests {
         assert_eq!(told(&mut s), Epoch(10));
         s.regrant(Epoch(11), set(&["db2", "db3"]));
         assert_eq!(told(&mut s), Epoch(10), "db1 may not have heard of it, and needs their vouches");
-        s.heard(&h("db1"), Epoch(11), true, false, Millis(200));
+        s.heard(&h("db1"), Epoch(11), true, Millis(200));
         assert_eq!(told(&mut s), Epoch(11));
         s.rewrite(Epoch(12), set(&["db2"]), false);
         assert_eq!(told(&mut s), Epoch(11));
@@ -343,9 +344,9 @@ mod tests {
     fn a_release_reported_at_the_new_epoch_frees_at_once() {
         let mut s = held_by_db1(0);
         s.release(Epoch(11));
-        assert!(!s.heard(&h("db1"), Epoch(10), false, false, Millis(1)), "not holding at its own epoch clears nothing");
-        assert!(!s.heard(&h("db1"), Epoch(11), true, false, Millis(1)), "having it clears nothing");
-        assert!(s.heard(&h("db1"), Epoch(11), false, false, Millis(1)));
+        assert!(!s.heard(&h("db1"), Epoch(10), false, Millis(1)), "not holding at its own epoch clears nothing");
+        assert!(!s.heard(&h("db1"), Epoch(11), true, Millis(1)), "having it clears nothing");
+        assert!(s.heard(&h("db1"), Epoch(11), false, Millis(1)));
         assert!(s.free_for(&h("db2"), Millis(1)).is_ok());
     }
 
@@ -354,9 +355,9 @@ mod tests {
         let mut s = Slot::first("writer".into(), Epoch(100), &[h("db1"), h("db2")], Millis(0), QUARANTINE);
         assert_eq!(s.free_for(&h("db1"), Millis(1 << 40)).unwrap_err(), Blocked::Unknown { of: h("db2") });
         assert_eq!(s.order_for(&h("db2"), false, Millis(0)), AddressOrder::LetGo { epoch: Epoch(100) });
-        s.heard(&h("db2"), Epoch(0), false, false, Millis(1));
+        s.heard(&h("db2"), Epoch(0), false, Millis(1));
         assert!(s.free_for(&h("db1"), Millis(1)).is_err(), "an answer from before says nothing");
-        s.heard(&h("db2"), Epoch(100), false, false, Millis(2));
+        s.heard(&h("db2"), Epoch(100), false, Millis(2));
         assert!(s.free_for(&h("db1"), Millis(2)).is_ok());
     }
 
@@ -371,7 +372,7 @@ mod tests {
             AddressOrder::LetGo { .. } => panic!("db2 holds"),
         };
         assert!(!proved(&mut s), "db1 has not answered");
-        s.heard(&h("db1"), Epoch(12), false, false, Millis(9000));
+        s.heard(&h("db1"), Epoch(12), false, Millis(9000));
         assert!(proved(&mut s));
     }
 

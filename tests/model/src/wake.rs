@@ -312,7 +312,7 @@ fn ask(d: &Decided, word: Word, quarantine: i8) -> Said {
                 return None;
             }
         }
-        Word::Heard { from, epoch: seen, has } => slot.heard(&name(from), epoch(seen), has, false, NOW),
+        Word::Heard { from, epoch: seen, has } => slot.heard(&name(from), epoch(seen), has, NOW),
         Word::Order { to } => match slot.order_for(&name(to), false, NOW) {
             AddressOrder::Hold(hold) => {
                 said = Some(Told::Hold { granters: set(&hold.granters), proof: hold.proof });
