@@ -184,7 +184,8 @@ pub struct Saved {
     pub detached: bool,
     /// The kernel's boot id when this was saved: hold orders are used again only within it.
     pub machine_boot: String,
-    /// The server had been opened by this life or one before, and not been seen closed since.
+    /// The server had been opened by this life or one before, and no agent has closed it since: who finds it closed knows
+    /// that it has ended in between.
     #[serde(default)]
     pub open: bool,
     /// The longest lease, in milliseconds, that this agent has ever vouched for: the next life waits it out (R9).
