@@ -196,7 +196,8 @@ pub struct Saved {
     /// process without the guard needs.
     #[serde(default)]
     pub guarded: bool,
-    /// The server had been opened by this life or one before, and not been seen closed since.
+    /// The server had been opened by this life or one before, and no agent has closed it since: who finds it closed knows
+    /// that it has ended in between.
     #[serde(default)]
     pub open: bool,
     /// The longest lease, in milliseconds, that this agent has ever vouched for: the next life waits it out (R9).
