@@ -76,6 +76,23 @@ impl Client {
         self.command == "Slave_worker" && !self.state.starts_with("Waiting for work from SQL thread")
     }
 
+    /// A STOP of replication that the server has begun.
+    pub(super) fn stops_replication(&self) -> bool {
+        self.state.starts_with("Killing slave") || self.state.starts_with("Killing replica")
+    }
+
+    /// An I/O thread that writes what it has fetched.
+    pub(super) fn queues_event(&self) -> bool {
+        self.state.starts_with("Queueing master event") || self.state.starts_with("Queueing source event")
+    }
+
+    /// MariaDB's I/O thread, when it was told to stop: it is out of the loop that fetches, or waits in it to be woken, and
+    /// then drops what it has read (10.11 has no word for the first).
+    pub(super) fn fetches_nothing_more(&self) -> bool {
+        let states = ["Ending IO thread", "Waiting for master to send event"];
+        self.command == "Slave_IO" && states.iter().any(|s| self.state.starts_with(s))
+    }
+
     /// A statement that only reads, as far as its first word tells.
     pub(super) fn only_reads(&self) -> bool {
         let reads = self.statement.starts_with("SELECT") || self.statement.starts_with("SHOW");

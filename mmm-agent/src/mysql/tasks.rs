@@ -13,14 +13,15 @@ use super::status::{IoThread, Status};
 use mmm_common::gtid::Gtids;
 use mmm_common::position::{LogPosition, Position};
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Between two looks at the position.
 const POLL: Duration = Duration::from_millis(2);
 /// Between two looks at the SQL thread.
 const STATUS_POLL: Duration = Duration::from_millis(50);
-/// Within this a statement has reached its server, if it ever does.
-const STOP_ARRIVES: Duration = Duration::from_millis(50);
+/// For so long an I/O thread has to be seen doing nothing, after the STOP has arrived, before it counts as ended.
+const AT_REST: Duration = Duration::from_millis(20);
 /// How long the status may take after that.
 const READ_BACK: Duration = Duration::from_millis(200);
 /// How long a started thread may take to show that it runs.
@@ -113,27 +114,46 @@ pub(super) async fn drain(context: &Context, limit: Duration) -> Result<Option<G
     let _alone = context.alone(limit).await.map_err(|why| at(&why))?;
     let mut session = context.take(&context.task).await.map_err(|e| at(&format!("no login: {e}")))?;
     end_fetchers(&mut session).await.map_err(|e| at(&format!("what fetches from here could not be ended: {e}")))?;
-    let text = |e: Trouble| at(&e.to_string());
-    let unconnected = session.status().await.map_err(text)?.filter(|s| s.sql && s.io == IoThread::Connecting);
-    let position = match unconnected {
-        Some(mut recorded) => {
-            relay::complete(&mut session, &mut recorded).await.map_err(text)?;
-            let position = wait_applied(&mut session, &recorded, deadline).await.map_err(|why| at(&why))?;
-            leave_stopping(context, deadline).await.map_err(text)?;
-            match session.status_within(READ_BACK).await {
-                // It has connected just before the STOP came.
-                Ok(Some(s)) if s.io == IoThread::Running || s.unapplied(position.as_ref()).is_some() => {
-                    drained(&mut session, deadline).await.map_err(|why| at(&why))?
-                }
-                // Held up by the STOP, which has arrived then.
-                Ok(_) | Err(Trouble::Late { .. }) => position,
-                Err(e) => return Err(text(e)),
-            }
-        }
-        None => drained(&mut session, deadline).await.map_err(|why| at(&why))?,
+    let fetching = session.status().await.map_err(|e| at(&e.to_string()))?;
+    let position = match fetching.filter(|s| s.sql && s.io != IoThread::Stopped) {
+        Some(recorded) => drained_beside(context, &mut session, recorded, deadline).await,
+        None => drained(&mut session, deadline).await,
     };
+    let position = position.map_err(|why| at(&why))?;
     context.task.put(session);
     Ok(position)
+}
+
+/// As [`drained`], with a STOP that nobody waits for longer than the I/O thread can still take something.
+async fn drained_beside(
+    context: &Context,
+    session: &mut Session,
+    mut recorded: Status,
+    deadline: Instant,
+) -> Result<Option<Gtids>, String> {
+    let text = |e: Trouble| e.to_string();
+    relay::complete(session, &mut recorded).await.map_err(text)?;
+    // Nothing comes to who has no connection. That is used first: his STOP can hold the status up.
+    let unconnected = recorded.io == IoThread::Connecting;
+    let before = match unconnected {
+        true => Some(wait_applied(session, &recorded, deadline).await?),
+        false => None,
+    };
+    let stopping = stop_beside(context, session, unconnected, deadline).await.map_err(text)?;
+    match (session.status_within(READ_BACK).await, before, stopping) {
+        (Ok(Some(s)), Some(position), _) if s.io != IoThread::Running && s.unapplied(position.as_ref()).is_none() => {
+            Ok(position)
+        }
+        (Ok(Some(_)), _, _) => wait_applied(session, &recorded, deadline).await,
+        (Ok(None), _, _) => Err("the replication configuration was removed meanwhile".to_owned()),
+        (Err(Trouble::Late { .. }), Some(position), _) => Ok(position),
+        (Err(Trouble::Late { .. }), None, Some(stopping)) => {
+            stopping.await.map_err(|e| e.to_string())?.map_err(text)?;
+            *session = context.server.connect(QUERY).await.map_err(text)?;
+            wait_applied(session, &recorded, deadline).await
+        }
+        (Err(e), _, _) => Err(e.to_string()),
+    }
 }
 
 /// Ends the sessions of those who fetch from here. That of a dead or hung master stays for a long while and counts as
@@ -160,18 +180,40 @@ pub(super) async fn stop_fetching(session: &mut Session, deadline: Instant) -> R
     session.run_of(limit, session.dialect.words().stop_io).await
 }
 
-/// Has the I/O thread stopped without waiting for the end of that: for one that has no connection. It takes no new one
-/// from the moment on that the statement has arrived, and what it waits for then (see `stop_fetching`) is none of ours.
-async fn leave_stopping(context: &Context, deadline: Instant) -> Result<(), Trouble> {
-    let mut session = context.server.connect(QUERY).await?;
-    let place = context.server.place.clone();
-    let stopping = tokio::spawn(async move { stop_fetching(&mut session, deadline).await });
-    match timeout(STOP_ARRIVES, stopping).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(e)) => Err(Trouble::Lost { why: e.to_string() }),
-        Err(_) => {
-            tracing::info!(place, "the I/O thread is still ending its connection to the old master");
-            Ok(())
+type Stopping = JoinHandle<Result<(), Trouble>>;
+
+/// Has the I/O thread stopped, and returns when that is done, or when the thread can take nothing any more and only its
+/// end is waited for: with semi-sync, MariaDB's logs in to a master that does not answer (see `stop_fetching`).
+///
+/// After the STOP the thread drops what it reads, and no acknowledgement leaves any more (10.11 and 11.8: its socket is
+/// shut down). So it is at rest when it is seen waiting, not writing, for a while after the server has begun the STOP.
+async fn stop_beside(
+    context: &Context,
+    session: &mut Session,
+    unconnected: bool,
+    deadline: Instant,
+) -> Result<Option<Stopping>, Trouble> {
+    let mut beside = context.server.connect(QUERY).await?;
+    let id = beside.id;
+    let mut stopping = tokio::spawn(async move { stop_fetching(&mut beside, deadline).await });
+    let mut at_rest: Option<Instant> = None;
+    loop {
+        if let Ok(ended) = timeout(POLL, &mut stopping).await {
+            return ended.map_err(|e| Trouble::Lost { why: e.to_string() })?.map(|()| None);
+        }
+        let all = clients::all(session).await?;
+        let begun = all.iter().any(|c| c.id == id && c.stops_replication());
+        let rests = match unconnected {
+            true => !all.iter().any(Client::queues_event),
+            false => all.iter().any(Client::fetches_nothing_more),
+        };
+        at_rest = if begun && rests { at_rest.or(Some(Instant::now())) } else { None };
+        if at_rest.is_some_and(|since| since.elapsed() >= AT_REST) {
+            tracing::info!(
+                place = context.server.place,
+                "the I/O thread is still ending its connection to the old master"
+            );
+            return Ok(Some(stopping));
         }
     }
 }
