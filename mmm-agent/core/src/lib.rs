@@ -309,7 +309,9 @@ impl Core {
     /// When to send a `Tick`, and what for.
     pub fn next_deadline(&self) -> Option<(Millis, &'static str)> {
         let mut all = vec![(self.next_heartbeat, "heartbeat")];
-        for slot in self.slots.values() {
+        for (ip, slot) in &self.slots {
+            let ahead = slot.look_ahead(self.now).filter(|_| self.writer == Some(*ip));
+            all.extend(ahead.map(|at| (at, "somebody else is looked for before a promise ends")));
             all.extend(slot.hold.as_ref().and_then(Held::lets_go).map(|at| (at, "a lease is about to end")));
             if let Some(Lease::Until(end)) = slot.hold.as_ref().map(|h| h.lease) {
                 // The kernel takes whole seconds only: what was rounded off is given when the rest is a whole one.
@@ -722,10 +724,14 @@ impl Core {
 
     fn probed(&mut self, now: Millis, ip: IpAddr, answered_by: Option<String>, out: &mut Vec<Output>) {
         let name = self.named(ip);
+        let drains = matches!(&self.task, Some((Task { work: Work::Drain { .. }, .. }, TaskOutcome::Running)));
         let Some(slot) = self.slots.get_mut(&ip).filter(|slot| slot.probe.is_asked()) else {
             // Asked before the address was let go: who answers now may well be the rightful one.
             return;
         };
+        if slot.hold.is_none() && !drains {
+            return slot.probe.ended_ahead(now, answered_by);
+        }
         let before = slot.probe.conflict.clone();
         slot.probe.ended(now, answered_by);
         self.report_due |= before.is_some() != slot.probe.conflict.is_some();

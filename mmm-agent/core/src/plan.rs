@@ -196,10 +196,11 @@ impl Situation<'_> {
     }
 
     fn probe(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
-        self.right(slot)?;
-        slot.next_probe(self.now)
-            .filter(|at| *at <= self.now && self.fitness != Fitness::Unclear)
-            .map(|_| Step::Probe { ip })
+        let due = match self.right(slot) {
+            Some(_) => slot.next_probe(self.now).filter(|_| self.fitness != Fitness::Unclear),
+            None => slot.look_ahead(self.now).filter(|_| self.writer == Some(ip)),
+        };
+        due.filter(|at| *at <= self.now).map(|_| Step::Probe { ip })
     }
 
     fn is_open_for(&self, order: &Hold) -> bool {

@@ -11,6 +11,8 @@ use std::time::Duration;
 const FRESH: Duration = Duration::from_secs(1);
 /// While a take waits for it, it is asked this often.
 const AGAIN: Duration = Duration::from_millis(500);
+/// A look takes up to 130 ms. One that begins this long before a promise ends is over by then.
+const AHEAD: Duration = Duration::from_millis(200);
 /// A conflict about an address that was taken all the same is looked at this often.
 const WATCH: Duration = Duration::from_secs(5);
 /// Whoever has an address asks this often whether somebody else has it too: an address that was added by hand elsewhere.
@@ -26,6 +28,8 @@ pub(crate) struct Probe {
     asked: Option<Millis>,
     /// When the last one ended.
     pub(crate) answered: Option<Millis>,
+    /// When somebody was looked for before this host was given anything.
+    ahead: Option<Millis>,
     /// Somebody else's MAC address, and since when.
     pub(crate) conflict: Option<(String, Millis)>,
     /// The operator has been called.
@@ -39,6 +43,7 @@ impl Probe {
 
     pub(crate) fn begun(&mut self, now: Millis) {
         self.asked = Some(now);
+        self.ahead = Some(now);
     }
 
     pub(crate) fn ended(&mut self, now: Millis, answered_by: Option<String>) {
@@ -49,6 +54,14 @@ impl Probe {
             (mac, since)
         });
         self.alarmed &= self.conflict.is_some();
+    }
+
+    /// As `ended`, for a look ahead: who answers may well be the rightful one.
+    pub(crate) fn ended_ahead(&mut self, now: Millis, answered_by: Option<String>) {
+        self.asked = None;
+        if answered_by.is_none() && self.conflict.is_none() {
+            self.answered = Some(now);
+        }
     }
 
     /// Nobody else answered, a moment ago.
@@ -62,6 +75,15 @@ impl Probe {
 }
 
 impl Slot {
+    /// When to look before this host is given the address. A promise ends only when its holder has stopped asking, and this
+    /// host may be its successor a moment later: the answer is there by then, and the take does not wait for it.
+    pub(crate) fn look_ahead(&self, now: Millis) -> Option<Millis> {
+        let at = self.vouched_until - AHEAD;
+        let looked = self.probe.ahead.is_some_and(|last| last >= at);
+        let promised = !self.present && self.hold.is_none() && now < self.vouched_until;
+        (promised && !looked && !self.probe.is_under_way(now)).then_some(at)
+    }
+
     /// When the next probe is due; None: there is nothing to find out.
     pub(crate) fn next_probe(&self, now: Millis) -> Option<Millis> {
         let held = self.hold.as_ref().filter(|h| h.lease.runs(now))?;

@@ -637,6 +637,54 @@ fn an_answer_on_the_wire_that_comes_after_a_let_go_is_no_conflict() {
     assert!(a.last().conflicts.is_empty(), "{:?}", a.last());
 }
 
+/// An agent that vouches for db2's writer at 1,000 until 5,500, asked by an agent without the exact guard.
+fn vouching() -> Agent {
+    let mut a = Agent::new(None, 1);
+    let order = a.order(&[(WRITER, let_go(5))]);
+    a.give(Input::Order(order));
+    // Past the quarantine of its start.
+    a.after(10_000);
+    let request = VouchRequest {
+        anchor: Anchor { boot: Boot(7), seq: 1 },
+        lease_ttl_ms: 3000,
+        guarded: false,
+        addresses: BTreeMap::from([(ip(WRITER), Epoch(5))]),
+    };
+    a.give(Input::Asked { ask: crate::io::AskId(1), from: "db2".into(), request });
+    assert_eq!(a.vouches[0].vouched, BTreeMap::from([(ip(WRITER), Epoch(5))]));
+    a.probes.clear();
+    a.did();
+    a
+}
+
+#[test]
+fn who_may_be_the_next_writer_looks_for_the_last_one_before_its_promise_ends_and_takes_without_another_look() {
+    let mut a = vouching();
+    a.after(4_200);
+    assert_eq!(a.probes, Vec::<IpAddr>::new(), "nobody is looked for while the holder may still ask");
+    a.after(150);
+    assert_eq!(a.probes, [ip(WRITER)]);
+    a.give(Input::Probed { ip: ip(WRITER), answered_by: None });
+    a.after(200);
+    let order = a.order(&[(WRITER, hold(6, true, false))]);
+    a.give(Input::Order(order));
+    assert_eq!((a.probes.len(), a.did().contains("writable")), (1, true), "{:?}", a.last());
+}
+
+#[test]
+fn who_answers_to_a_look_ahead_is_no_conflict_and_is_looked_for_again_before_the_take() {
+    let mut a = vouching();
+    a.after(4_350);
+    a.give(Input::Probed { ip: ip(WRITER), answered_by: Some("02:00:00:00:00:02".into()) });
+    a.after(200);
+    assert_eq!((a.probes.len(), a.last().conflicts.len()), (1, 0), "it may be the rightful one");
+    let order = a.order(&[(WRITER, hold(6, true, false))]);
+    a.give(Input::Order(order));
+    assert_eq!((a.probes.len(), a.did().contains("writable")), (2, false));
+    a.give(Input::Probed { ip: ip(WRITER), answered_by: None });
+    assert!(a.did().contains("writable"));
+}
+
 #[test]
 fn ending_asks_the_monitor_to_move_the_roles_and_exits_when_they_are_gone() {
     let mut a = Agent::writing();
