@@ -33,7 +33,7 @@ const KEEP_TIME: Duration = Duration::from_secs(5);
 /// From the core's decision to the kernel's hearing of it; less is noise, and well within the margin of a lease.
 const DECIDED_WITHIN: Duration = Duration::from_millis(200);
 /// How often the guard is looked at, in case nobody tells of a change.
-const CHECK_GUARD: Duration = Duration::from_millis(500);
+const CHECK_GUARD: Duration = Duration::from_secs(2);
 /// What ending the connections may take of the short time in which an address has to go. Some ten thousand fit.
 const RESETS_TIME: Duration = Duration::from_millis(100);
 /// Answers that one input may bring about, one after the other. A hundred addresses need a few hundred.

@@ -46,6 +46,19 @@ impl Held {
         Duration::from_millis(200).min(self.ttl / 10)
     }
 
+    /// How long before the end of a kernel lifetime it is refreshed. Several whole seconds of a lease's rest end in this time,
+    /// so one that is not renewed any more is given its last, exact one well before.
+    pub(crate) fn refresh_before(&self) -> Duration {
+        Duration::from_millis(1500).max(self.ttl / 2)
+    }
+
+    /// When the guard, armed until `armed`, is armed for a lease until `until`: at once for a renewal, and for the little
+    /// that a vouch adds to it when that was the last. None: it is.
+    pub(crate) fn rearm_at(&self, armed: Millis, until: Millis) -> Option<Millis> {
+        let worth = until >= armed + self.ttl / 20;
+        (until > armed).then(|| if worth { Millis(0) } else { armed - self.ttl / 2 })
+    }
+
     /// When the address goes, without a renewal. None: when the kernel removes it.
     pub(crate) fn lets_go(&self) -> Option<Millis> {
         match self.lease {

@@ -319,6 +319,9 @@ impl Core {
                 if slot.present && whole > 0 {
                     all.push((end - Duration::from_secs(whole), "a kernel lifetime is refreshed"));
                 }
+                let armed = slot.allowed_until.filter(|_| self.guarded && slot.present).zip(slot.hold.as_ref());
+                let rearm = armed.and_then(|(armed, held)| held.rearm_at(armed, end)).filter(|at| *at > self.now);
+                all.extend(rearm.map(|at| (at, "the guard is armed for the rest of a lease")));
                 if !slot.present {
                     all.push((slot.vouched_until, "a promise to another host ends"));
                 }

@@ -179,7 +179,9 @@ impl Situation<'_> {
         let until = self.now + Duration::from_secs(whole_seconds);
         let wanted = if slot.present {
             // Too long is what an order before this one, for a longer time, has left.
-            slot.kernel_until.is_none_or(|set| set < until.min(end) || set > until.max(end))
+            slot.kernel_until.is_none_or(|set| {
+                set > until.max(end) || (set < until.min(end) && set.since(self.now) <= held.refresh_before())
+            })
         } else {
             // The server opens before the address does: whoever reaches the writer address can write.
             slot.may_add(self.now) && self.fitness == Fitness::Good && self.is_open_for(&held.order)
@@ -191,8 +193,12 @@ impl Situation<'_> {
     /// What a renewal adds to the lease of an address that is here and whose lifetime needs nothing; or takes from it, when
     /// leases have become shorter.
     fn allow(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
-        let Lease::Until(until) = self.right(slot)?.lease else { return None };
-        (self.guarded && slot.present && slot.allowed_until != Some(until)).then_some(Step::Allow { ip, until })
+        let held = self.right(slot)?;
+        let Lease::Until(until) = held.lease else { return None };
+        let due = slot
+            .allowed_until
+            .is_none_or(|armed| until < armed || held.rearm_at(armed, until).is_some_and(|at| at <= self.now));
+        (self.guarded && slot.present && due).then_some(Step::Allow { ip, until })
     }
 
     fn probe(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {

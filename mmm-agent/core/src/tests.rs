@@ -251,7 +251,24 @@ fn renewals_save_nothing_and_refresh_the_kernels_lifetime_in_whole_seconds_of_th
     a.after(500);
     assert_eq!(a.did(), "", "2.5 s are left; two whole seconds end earlier than what is set");
     a.hold(READER, 5, false);
-    assert_eq!(a.did(), "add 10.0.0.51 3s");
+    assert_eq!(a.did(), "", "the kernel has it for 2.5 s, which is enough for now");
+    a.after(999);
+    assert_eq!(a.did(), "");
+    a.after(1);
+    assert_eq!(a.did(), "add 10.0.0.51 2s", "1.5 s were left");
+}
+
+#[test]
+fn the_kernels_last_lifetime_ends_with_the_lease() {
+    let mut a = Agent::new(None, 1);
+    a.now += 300;
+    a.hold(READER, 5, false);
+    assert_eq!(a.did(), "save, add 10.0.0.51 2s, announce 10.0.0.51", "2.7 s of the lease are left");
+    while let Some((at, _)) = a.core.next_deadline().filter(|(at, _)| at.0 <= 12_800) {
+        a.now = at.0;
+        a.give(Input::Tick);
+    }
+    assert_eq!(a.did(), "add 10.0.0.51 2s, silently remove 10.0.0.51");
 }
 
 // lessons.md 1
@@ -856,7 +873,7 @@ fn with_the_guard_each_renewal_lets_the_address_answer_for_as_long_as_its_lease(
     a.now += 100;
     a.give(Input::KernelChanged);
     a.hold(READER, 5, false);
-    assert_eq!(a.did(), "add 10.0.0.51 3s", "which lets it answer as well");
+    assert_eq!(a.did(), "", "it is armed for 2.9 s: a tenth of a second can wait");
     a.now += 10;
     a.asked = None;
     a.after(500);
@@ -867,8 +884,16 @@ fn with_the_guard_each_renewal_lets_the_address_answer_for_as_long_as_its_lease(
         vouched: BTreeMap::from([(ip(READER), Epoch(5))]),
         refused: BTreeMap::new(),
     };
-    a.give(Input::Vouched { by: "db2".into(), answer });
+    a.give(Input::Vouched { by: "db2".into(), answer: answer.clone() });
     assert_eq!(a.did(), "allow 10.0.0.51 until 13310", "two whole seconds of the rest end before what is set");
+    let answer = VouchAnswer { lease_ttl_ms: 2750, ..answer };
+    a.give(Input::Vouched { by: "db2".into(), answer });
+    assert_eq!(a.did(), "");
+    while let Some((at, _)) = a.core.next_deadline().filter(|(at, _)| at.0 <= 11_810) {
+        a.now = at.0;
+        a.give(Input::Tick);
+    }
+    assert_eq!((a.now, a.did()), (11_810, "allow 10.0.0.51 until 13360".into()), "nobody has renewed it since");
 }
 
 #[test]
@@ -989,10 +1014,10 @@ fn an_address_whose_lifetime_cannot_be_refreshed_answers_all_the_same() {
     a.hold(READER, 5, false);
     a.did();
     a.kernel_fails = true;
-    a.now += 1000;
+    a.now += 2000;
     a.give(Input::KernelChanged);
     a.hold(READER, 5, false);
-    assert_eq!(a.did(), "add 10.0.0.51 3s, allow 10.0.0.51 until 14000");
+    assert_eq!(a.did(), "add 10.0.0.51 3s, allow 10.0.0.51 until 15000");
 }
 
 #[test]
