@@ -109,6 +109,9 @@ enum Verb {
         /// idle.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
+        /// So many rows a second are written by 24 other clients meanwhile.
+        #[arg(long, default_value_t = 0)]
+        load: u32,
         /// Write everything as JSON as well.
         #[arg(long)]
         json: Option<PathBuf>,
@@ -230,8 +233,8 @@ fn act(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
         Verb::Up(up) => return bring_up(cli.id, up),
         Verb::Demo { server, stay } => return demo::run(cli.id, server.server, stay).map(|()| ExitCode::SUCCESS),
-        Verb::Bench { server, runs, only, json } => {
-            return bench::run(&server.server, runs, &only, json.as_deref()).map(|()| ExitCode::SUCCESS);
+        Verb::Bench { server, runs, only, load, json } => {
+            return bench::run(&server.server, runs, &only, load, json.as_deref()).map(|()| ExitCode::SUCCESS);
         }
         Verb::Chaos(asked) => return chaos(asked),
         Verb::Data(asked) => return prove_data(asked),

@@ -8,6 +8,7 @@ mod phases;
 mod resources;
 
 use super::client::{Client, ClientConfig};
+use super::load::{Load, LoadConfig};
 use super::configs::Extra;
 use super::network::{DB, READERS, WRITER};
 use super::{Lab, LabConfig, wait_for};
@@ -121,13 +122,15 @@ struct Measured {
     server: String,
     kernel: String,
     cores: usize,
+    /// Rows a second that others wrote meanwhile.
+    load: u32,
     lines: Vec<Line>,
     used: Vec<Used>,
 }
 
 /// Prints a table: `runs` clusters for every kind of trouble. `only`: of these keys, and `idle` for what the daemons use;
-/// empty is all.
-pub fn run(server: &str, runs: usize, only: &[String], json: Option<&Path>) -> Result<()> {
+/// empty is all. `load`: rows a second that 24 other clients write meanwhile.
+pub fn run(server: &str, runs: usize, only: &[String], load: u32, json: Option<&Path>) -> Result<()> {
     if runs == 0 {
         bail!("--runs 0 measures nothing");
     }
@@ -142,11 +145,12 @@ pub fn run(server: &str, runs: usize, only: &[String], json: Option<&Path>) -> R
         server: super::server::Server::find(server)?.version,
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         cores: std::thread::available_parallelism().map_or(0, usize::from),
+        load,
         lines: Vec::new(),
         used: Vec::new(),
     };
     for work in WORKS.iter().filter(|work| wanted(work.key)) {
-        let figures = (0..runs).map(|_| once(server, work)).collect::<Result<Vec<_>>>()?;
+        let figures = (0..runs).map(|_| once(server, work, load)).collect::<Result<Vec<_>>>()?;
         let line = Line::of(work, figures);
         println!(
             "  {:<50} {:>8.3} {:>8.3} {:>8.3}   {} of {}",
@@ -169,10 +173,11 @@ pub fn run(server: &str, runs: usize, only: &[String], json: Option<&Path>) -> R
         }
     }
     println!(
-        "\n  {runs} runs each on {} cores; a client writes a row every {} ms and gives a call up after {} ms.",
+        "\n  {runs} runs each on {} cores; a client writes a row every {} ms and gives a call up after {} ms{}.",
         measured.cores,
         CLIENT.period.as_millis(),
-        CLIENT.limit.as_millis()
+        CLIENT.limit.as_millis(),
+        if load > 0 { format!("; others write {load} rows a second") } else { String::new() }
     );
     if let Some(file) = json {
         std::fs::write(file, serde_json::to_vec_pretty(&measured)?)
@@ -204,21 +209,27 @@ impl Line {
 fn lab_config(server: &str, work: &Work) -> LabConfig {
     let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
     let extra = Extra { common: lines(work.common), agent: lines(work.agent), ..Extra::default() };
-    LabConfig { server: server.to_owned(), extra, print_logs: false, ..LabConfig::default() }
+    let log = phases::LOG.to_owned();
+    LabConfig { server: server.to_owned(), extra, log, print_logs: false, ..LabConfig::default() }
 }
 
-fn once(server: &str, work: &Work) -> Result<Figure> {
+fn once(server: &str, work: &Work, load: u32) -> Result<Figure> {
     let mut figure = None;
     Lab::run(lab_config(server, work), |lab| {
         lab.bring_online()?;
         lab.wait_serving(SOON)?;
+        let others = match load {
+            0 => None,
+            rate => Some(lab.load(LoadConfig { rate, ..LoadConfig::default() })?),
+        };
+        others.as_ref().map_or(Ok(()), |others: &Load| others.wait_rows(u64::from(load), SOON))?;
         let client = lab.client(CLIENT)?;
         wait_for("the client's first writes", SOON, || match client.journal().acknowledged().count() {
             50.. => Ok(()),
             n => bail!("{n} acknowledged"),
         })?;
         figure = Some(if work.reader { reader_leaves(lab, work, client)? } else { writer_moves(lab, work, client)? });
-        Ok(())
+        others.map_or(Ok(()), |others| others.finish().map(drop))
     })
     .with_context(|| format!("measure '{}'", work.key))?;
     figure.context("the run ended without a figure")

@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 
 const DAY_US: u64 = 86_400_000_000;
 
-/// Each part in milliseconds, from the end of the one before it; NaN was not found in the logs.
+/// Each part in milliseconds, from the end of the one before it; NaN was not found in the logs. With how often the monitor
+/// and the two agents have saved their state to disk meanwhile, each save being waited for by somebody.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct Phases {
     /// From the fault until somebody knows of it.
@@ -25,7 +26,12 @@ pub(super) struct Phases {
     announce: f64,
     /// Until the client's first write is acknowledged.
     client: f64,
+    saves: [f64; 6],
 }
+
+/// What the daemons are to log for it.
+pub(super) const LOG: &str = "info,mmm_agentd::disk=debug,mmm_mond::status=debug";
+const SAVED: &str = "the state is on disk";
 
 /// Microseconds of the day (UTC), as the logs have it.
 pub(super) fn now() -> u64 {
@@ -57,17 +63,21 @@ impl Phases {
             first(&new, &[&here]),
             answered.as_secs_f64() * 1000.0,
         ];
-        Ok(Phases::between(marks))
+        let saves: Vec<f64> = [&monitor, &old, &new].into_iter().flat_map(|log| times(log, fault, &[SAVED])).collect();
+        Ok(Phases::between(marks, &saves))
     }
 
-    fn between(marks: [f64; 6]) -> Phases {
+    /// `saved`: when each save was on disk. All in milliseconds since the fault.
+    fn between(marks: [f64; 6], saved: &[f64]) -> Phases {
         let mut before = 0.0;
-        let [notice, decide, fence_and_drain, open, announce, client] = marks.map(|at| {
+        let parts = marks.map(|at| {
             let part = at - before;
+            let saves = saved.iter().filter(|save| **save > before && **save <= at).count();
             before = if at.is_nan() { before } else { at };
-            part
+            (part, saves as f64)
         });
-        Phases { notice, decide, fence_and_drain, open, announce, client }
+        let [notice, decide, fence_and_drain, open, announce, client] = parts.map(|(part, _)| part);
+        Phases { notice, decide, fence_and_drain, open, announce, client, saves: parts.map(|(_, saves)| saves) }
     }
 
     fn parts(&self) -> [f64; 6] {
@@ -76,13 +86,16 @@ impl Phases {
 
     /// Of each part for itself.
     pub(super) fn median<'p>(all: impl Iterator<Item = &'p Phases>) -> Phases {
-        let all: Vec<[f64; 6]> = all.map(Phases::parts).collect();
-        let [notice, decide, fence_and_drain, open, announce, client] = std::array::from_fn(|n| {
-            let mut part: Vec<f64> = all.iter().map(|parts| parts[n]).filter(|ms| !ms.is_nan()).collect();
-            part.sort_by(f64::total_cmp);
-            part.get(part.len() / 2).copied().unwrap_or(f64::NAN)
-        });
-        Phases { notice, decide, fence_and_drain, open, announce, client }
+        let all: Vec<&Phases> = all.collect();
+        let middle = |values: Vec<f64>| {
+            let mut known: Vec<f64> = values.into_iter().filter(|value| !value.is_nan()).collect();
+            known.sort_by(f64::total_cmp);
+            known.get(known.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        let [notice, decide, fence_and_drain, open, announce, client] =
+            std::array::from_fn(|n| middle(all.iter().map(|phases| phases.parts()[n]).collect()));
+        let saves = std::array::from_fn(|n| middle(all.iter().map(|phases| phases.saves[n]).collect()));
+        Phases { notice, decide, fence_and_drain, open, announce, client, saves }
     }
 }
 
@@ -90,15 +103,22 @@ impl fmt::Display for Phases {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = ["notice", "decide", "fence and drain", "open", "announce", "client"];
         let parts: Vec<String> = names.iter().zip(self.parts()).map(|(name, ms)| format!("{name} {ms:.0}")).collect();
-        write!(f, "{} ms", parts.join(", "))
+        let saves = self.saves.map(|n| format!("{n:.0}")).join("+");
+        write!(f, "{} ms; saves {saves}", parts.join(", "))
     }
 }
 
-/// Milliseconds after the fault of the first line since then that has any of the words; NaN: there is none.
+/// As [`times`], the first one; NaN: there is none.
 fn first(log: &str, fault: u64, words: &[&str]) -> f64 {
-    let after = |line: &str| (time_of(line)? + DAY_US - fault).checked_rem(DAY_US).filter(|us| *us < DAY_US / 2);
+    times(log, fault, words).next().unwrap_or(f64::NAN)
+}
+
+/// Milliseconds after the fault of each line since then that has any of the words.
+fn times(log: &str, fault: u64, words: &[&str]) -> impl Iterator<Item = f64> {
+    let after =
+        move |line: &str| (time_of(line)? + DAY_US - fault).checked_rem(DAY_US).filter(|us| *us < DAY_US / 2);
     let lines = log.lines().filter(|line| words.iter().any(|w| line.contains(w)));
-    lines.filter_map(after).next().map_or(f64::NAN, |us| us as f64 / 1000.0)
+    lines.filter_map(after).map(|us| us as f64 / 1000.0)
 }
 
 /// Microseconds of the day of a line such as `2026-11-22T02:59:06.105029Z  INFO …`.
@@ -135,10 +155,13 @@ mod tests {
 
     #[test]
     fn parts_follow_each_other_and_a_missing_one_belongs_to_the_next() {
-        let phases = Phases::between([10.0, 11.0, f64::NAN, 20.0, 21.0, 40.0]);
-        assert_eq!(phases.to_string(), "notice 10, decide 1, fence and drain NaN, open 9, announce 1, client 19 ms");
-        let other = Phases::between([30.0, 32.0, 33.0, 34.0, 35.0, 36.0]);
+        let phases = Phases::between([10.0, 11.0, f64::NAN, 20.0, 21.0, 40.0], &[2.0, 10.5, 15.0, 99.0]);
+        assert_eq!(
+            phases.to_string(),
+            "notice 10, decide 1, fence and drain NaN, open 9, announce 1, client 19 ms; saves 1+1+0+1+0+0"
+        );
+        let other = Phases::between([30.0, 32.0, 33.0, 34.0, 35.0, 36.0], &[]);
         let median = Phases::median([phases, other, other].iter());
-        assert_eq!((median.notice, median.fence_and_drain), (30.0, 1.0));
+        assert_eq!((median.notice, median.fence_and_drain, median.saves[0]), (30.0, 1.0, 0.0));
     }
 }
