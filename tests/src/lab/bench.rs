@@ -8,8 +8,8 @@ mod phases;
 mod resources;
 
 use super::client::{Client, ClientConfig};
-use super::load::{Load, LoadConfig};
 use super::configs::Extra;
+use super::load::{Load, LoadConfig};
 use super::network::{DB, READERS, WRITER};
 use super::{Lab, LabConfig, wait_for};
 use anyhow::{Context as _, Result, bail};

@@ -115,8 +115,7 @@ fn first(log: &str, fault: u64, words: &[&str]) -> f64 {
 
 /// Milliseconds after the fault of each line since then that has any of the words.
 fn times(log: &str, fault: u64, words: &[&str]) -> impl Iterator<Item = f64> {
-    let after =
-        move |line: &str| (time_of(line)? + DAY_US - fault).checked_rem(DAY_US).filter(|us| *us < DAY_US / 2);
+    let after = move |line: &str| (time_of(line)? + DAY_US - fault).checked_rem(DAY_US).filter(|us| *us < DAY_US / 2);
     let lines = log.lines().filter(|line| words.iter().any(|w| line.contains(w)));
     lines.filter_map(after).map(|us| us as f64 / 1000.0)
 }
