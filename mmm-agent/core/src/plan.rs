@@ -171,8 +171,10 @@ impl Situation<'_> {
     fn address(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
         let held = self.right(slot)?;
         let Lease::Until(end) = held.lease else { return None };
+        let rest = end.since(self.now);
         // The guard ends the answers by itself, so the address may stay longer than its lease.
-        let whole_seconds = end.since(self.now).as_secs().max(u64::from(self.guarded));
+        let rounded_up = self.guarded && rest.subsec_nanos() > 0;
+        let whole_seconds = rest.as_secs() + u64::from(rounded_up);
         if whole_seconds == 0 {
             return None;
         }
