@@ -124,8 +124,24 @@ pub struct ReplicationReport {
     pub received: Option<Gtids>,
     /// Seconds_Behind, in milliseconds; None when the server says NULL.
     pub behind_ms: Option<u64>,
-    /// Last error of either thread; empty when there is none.
+    /// Last error of either thread ([`ReplicationReport::errors`]); empty when there is none.
     pub error: String,
+}
+
+impl ReplicationReport {
+    const SQL_THREAD: &str = "SQL thread: ";
+
+    /// Those of both threads as one text; empty is none.
+    pub fn errors(io: &str, sql: &str) -> String {
+        let named = [("I/O thread: ", io), (Self::SQL_THREAD, sql)].into_iter().filter(|(_, error)| !error.is_empty());
+        named.map(|(thread, error)| format!("{thread}{error}")).collect::<Vec<_>>().join("; ")
+    }
+
+    /// What the SQL thread has stopped with; None: it runs, or was stopped without an error.
+    pub fn sql_error(&self) -> Option<&str> {
+        let (_, error) = self.error.rsplit_once(Self::SQL_THREAD)?;
+        (!self.sql_running).then_some(error)
+    }
 }
 
 /// Semi-synchronous replication, both sides of one server (data-safety.md).

@@ -498,7 +498,7 @@ impl Core {
     /// the role away, compared everybody, and given it anew.
     fn note_crash(&mut self, out: &mut Vec<Output>) {
         let dead = matches!(self.server.life, Life::Dead { .. });
-        let concerned = self.is_active_master() || self.task.is_some() || self.opened_before;
+        let concerned = self.is_active_master() || self.task.is_some() || self.opened_before || self.open;
         if self.crashed || !dead || !concerned {
             return;
         }
@@ -563,7 +563,9 @@ impl Core {
         match step {
             Step::Address { ip, lifetime_s, until } => {
                 let Some(slot) = self.slots.get_mut(ip) else { return false };
-                slot.kernel_until = Some(now + Duration::from_secs(u64::from(*lifetime_s)));
+                let kernel_until = now + Duration::from_secs(u64::from(*lifetime_s));
+                // It was reckoned from a moment before.
+                slot.kernel_until = Some(if self.guarded { kernel_until } else { kernel_until.min(*until) });
                 slot.allowed_until = Some(*until);
                 if slot.present {
                     // Only the lifetime moved: nothing to report.
@@ -727,7 +729,7 @@ impl Core {
 
     fn probed(&mut self, now: Millis, ip: IpAddr, answered_by: Option<String>, out: &mut Vec<Output>) {
         let name = self.named(ip);
-        let drains = matches!(&self.task, Some((Task { work: Work::Drain { .. }, .. }, TaskOutcome::Running)));
+        let drains = matches!(&self.task, Some((Task { work: Work::Drain { .. }, .. }, _)));
         let Some(slot) = self.slots.get_mut(&ip).filter(|slot| slot.probe.is_asked()) else {
             // Asked before the address was let go: who answers now may well be the rightful one.
             return;

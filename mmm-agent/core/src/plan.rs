@@ -181,8 +181,9 @@ impl Situation<'_> {
         let until = self.now + Duration::from_secs(whole_seconds);
         let wanted = if slot.present {
             // Too long is what an order before this one, for a longer time, has left.
+            let longest = end + Duration::from_secs(u64::from(self.guarded));
             slot.kernel_until.is_none_or(|set| {
-                set > until.max(end) || (set < until.min(end) && set.since(self.now) <= held.refresh_before())
+                set > longest || (set < until.min(end) && set.since(self.now) <= held.refresh_before())
             })
         } else {
             // The server opens before the address does: whoever reaches the writer address can write.

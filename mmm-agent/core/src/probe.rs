@@ -56,12 +56,10 @@ impl Probe {
         self.alarmed &= self.conflict.is_some();
     }
 
-    /// As `ended`, for a look ahead: who answers may well be the rightful one.
+    /// As `ended`, for a look ahead: who answers may well be the rightful one, and is looked for again before a take.
     pub(crate) fn ended_ahead(&mut self, now: Millis, answered_by: Option<String>) {
         self.asked = None;
-        if answered_by.is_none() && self.conflict.is_none() {
-            self.answered = Some(now);
-        }
+        self.answered = (answered_by.is_none() && self.conflict.is_none()).then_some(now);
     }
 
     /// Nobody else answered, a moment ago.

@@ -81,6 +81,20 @@ impl Client {
         self.state.starts_with("Killing slave") || self.state.starts_with("Killing replica")
     }
 
+    /// A command that may make another one of replication wait.
+    pub(super) fn changes_replication(&self) -> bool {
+        let verbs = ["START", "STOP", "RESET", "CHANGE"];
+        let objects = ["SLAVE", "REPLICA", "ALL SLAVES", "ALL REPLICAS", "MASTER", "REPLICATION"];
+        let object = verbs.iter().find_map(|verb| self.statement.strip_prefix(verb)).map(str::trim_start);
+        self.busy() && object.is_some_and(|object| objects.iter().any(|o| object.starts_with(o)))
+    }
+
+    /// An I/O thread without a connection.
+    pub(super) fn is_connecting(&self) -> bool {
+        let states = ["Connecting to ", "Reconnecting after a failed ", "Waiting to reconnect after a failed "];
+        states.iter().any(|s| self.state.starts_with(s))
+    }
+
     /// An I/O thread that writes what it has fetched.
     pub(super) fn queues_event(&self) -> bool {
         self.state.starts_with("Queueing master event") || self.state.starts_with("Queueing source event")

@@ -8,8 +8,10 @@ use super::session::{LOGIN, Server, Session, Trouble};
 use super::watch::Watch;
 use mmm_common::config;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long a kept login may take to show that it still works.
@@ -33,10 +35,39 @@ pub(super) struct Context {
     /// CatchUp, Drain, Fetch, Quiesce.
     pub(super) task: Kept,
     /// Whoever starts the I/O thread again, or wants it to stay stopped.
-    fetching: tokio::sync::Mutex<()>,
+    fetching: Arc<tokio::sync::Mutex<()>>,
+    /// How many drains and fetches have begun: what was asked for before one must not start the I/O thread after it.
+    finals: AtomicU64,
+    /// A STOP goes on that perhaps no drain waits for any more.
+    stopping: Arc<AtomicBool>,
     /// Sessions with a `SET GLOBAL read_only` under way. One that was given up stays here until it is known to be gone,
     /// for else it could still take effect after a later statement.
     setting: Mutex<BTreeSet<u32>>,
+}
+
+/// The right to start and stop the I/O thread, and to change the source.
+pub(super) type Alone = OwnedMutexGuard<()>;
+
+/// See [`Context::ending`].
+pub(super) struct Ending {
+    alone: Option<Alone>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Ending {
+    pub(super) fn ended(mut self) -> Option<Alone> {
+        self.alone.take()
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.stopping.store(false, Ordering::SeqCst);
+    }
+}
+
+fn under_way(limit: Duration) -> String {
+    format!("not begun within {} ms: another change of its replication is under way", limit.as_millis())
 }
 
 impl Context {
@@ -50,7 +81,9 @@ impl Context {
             killer,
             lane,
             task,
-            fetching: tokio::sync::Mutex::default(),
+            fetching: Arc::default(),
+            finals: AtomicU64::new(0),
+            stopping: Arc::default(),
             setting: Mutex::default(),
         }
     }
@@ -75,11 +108,30 @@ impl Context {
         }
     }
 
-    /// Until it is dropped, nobody else starts or stops the I/O thread, or changes the source.
-    pub(super) async fn alone(&self, limit: Duration) -> Result<tokio::sync::MutexGuard<'_, ()>, String> {
-        timeout(limit, self.fetching.lock()).await.map_err(|_| {
-            format!("not begun within {} ms: another change of its replication is under way", limit.as_millis())
-        })
+    /// Until it is dropped, nobody else starts or stops the I/O thread, or changes the source. For a drain or a fetch.
+    pub(super) async fn alone(&self, limit: Duration) -> Result<Alone, String> {
+        self.finals.fetch_add(1, Ordering::SeqCst);
+        timeout(limit, Arc::clone(&self.fetching).lock_owned()).await.map_err(|_| under_way(limit))
+    }
+
+    /// The same for a step of the lane, which is tried again later: it is not done after a drain that began since, and it
+    /// does not hold up other steps while the I/O thread is only ending.
+    pub(super) async fn alone_for_step(&self, limit: Duration) -> Result<Alone, String> {
+        if self.stopping.load(Ordering::SeqCst) {
+            return Err("the I/O thread is still ending its connection to the old master".to_owned());
+        }
+        let before = self.finals.load(Ordering::SeqCst);
+        let alone = timeout(limit, Arc::clone(&self.fetching).lock_owned()).await.map_err(|_| under_way(limit))?;
+        match self.finals.load(Ordering::SeqCst) == before {
+            true => Ok(alone),
+            false => Err("a drain or a fetch has begun since".to_owned()),
+        }
+    }
+
+    /// To be kept for as long as a STOP of the I/O thread goes on, whether or not a drain still waits for it.
+    pub(super) fn ending(&self, alone: Alone) -> Ending {
+        self.stopping.store(true, Ordering::SeqCst);
+        Ending { alone: Some(alone), stopping: Arc::clone(&self.stopping) }
     }
 
     pub(super) async fn take(&self, kept: &Kept) -> Result<Session, Trouble> {

@@ -33,7 +33,7 @@ pub(super) async fn follow(context: &Context, name: &HostName) -> Result<(), Str
     if *name == context.config.this {
         return Err(at("a host cannot replicate from itself".to_owned()));
     }
-    let alone = context.alone(ALONE).await.map_err(at)?;
+    let alone = context.alone_for_step(ALONE).await.map_err(at)?;
     let mut session = context.take(&context.lane).await.map_err(|e| at(format!("no login: {e}")))?;
     let pointed = point(&mut session, name, host).await;
     // What is left is only looked at: a drain need not wait for that.
@@ -211,7 +211,7 @@ async fn come_up(session: &mut Session, host: &Host, by_gtid: bool) -> Result<()
 /// again without losing what was received.
 pub(super) async fn detach(context: &Context) -> Result<(), String> {
     let at = |why: String| format!("detaching {}: {why}", context.server.place);
-    let _alone = context.alone(ALONE).await.map_err(at)?;
+    let _alone = context.alone_for_step(ALONE).await.map_err(at)?;
     let mut session = context.take(&context.lane).await.map_err(|e| at(format!("no login: {e}")))?;
     let mut result = stop_and_apply(&mut session).await;
     if result.is_ok() {

@@ -139,7 +139,7 @@ pub(super) async fn switch(context: &Context, side: Side, on: bool) -> Result<()
     // A drain and a fetch decide alone when the I/O thread runs.
     let alone = match side {
         Side::Source => None,
-        Side::Replica => Some(context.alone(ALONE).await.map_err(at)?),
+        Side::Replica => Some(context.alone_for_step(ALONE).await.map_err(at)?),
     };
     let mut session = context.take(&context.lane).await.map_err(|e| at(format!("no login: {e}")))?;
     let mut stopped = false;

@@ -110,11 +110,6 @@ impl Status {
     }
 
     pub(super) fn report(&self, executed: Option<&Gtids>) -> ReplicationReport {
-        let errors: Vec<String> = [("I/O thread", &self.io_error), ("SQL thread", &self.sql_error)]
-            .into_iter()
-            .filter(|(_, e)| !e.is_empty())
-            .map(|(thread, e)| format!("{thread}: {e}"))
-            .collect();
         ReplicationReport {
             source: self.source.clone(),
             port: self.port,
@@ -122,7 +117,7 @@ impl Status {
             sql_running: self.sql,
             received: if self.by_gtid { union(self.received.clone(), executed) } else { None },
             behind_ms: self.behind_s.map(|s| s.saturating_mul(1000)),
-            error: errors.join("; "),
+            error: ReplicationReport::errors(&self.io_error, &self.sql_error),
         }
     }
 }
@@ -186,6 +181,9 @@ mod tests {
         let report = status.report(Some(&executed));
         assert_eq!((report.io_running, report.sql_running), (false, false));
         assert_eq!(report.error, "I/O thread: error 2003: error connecting to master");
+        assert_eq!(report.sql_error(), None, "it was only stopped");
+        let refused = Status { sql_error: "error 1062: duplicate".to_owned(), ..status.clone() }.report(None);
+        assert_eq!(refused.sql_error(), Some("error 1062: duplicate"));
         assert_eq!(report.received.unwrap().to_string(), "0-1-7,0-2-105", "received includes what is executed");
         assert_eq!(report.behind_ms, None);
         assert!(status.unapplied(Some(&executed)).unwrap().starts_with("5 transactions"));

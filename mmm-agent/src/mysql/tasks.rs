@@ -4,11 +4,11 @@
 //! thread while the other is stopped with unapplied transactions: the server would throw its relay log away.
 
 use super::clients::{self, Client};
-use super::context::Context;
+use super::context::{Alone, Context};
 use super::dialect::{Dialect, Vitals};
 use super::follow::is_source;
 use super::relay;
-use super::session::{QUERY, Session, Trouble};
+use super::session::{LOGIN, QUERY, Session, Trouble};
 use super::status::{IoThread, Status};
 use mmm_common::gtid::Gtids;
 use mmm_common::position::{LogPosition, Position};
@@ -111,12 +111,27 @@ pub(super) async fn drain(context: &Context, limit: Duration) -> Result<Option<G
     let at = |what: &str| format!("draining {}: {what}", context.server.place);
     let deadline = Instant::now() + limit;
     // Nobody starts the I/O thread again while this goes on.
-    let _alone = context.alone(limit).await.map_err(|why| at(&why))?;
+    let alone = context.alone(limit).await.map_err(|why| at(&why))?;
     let mut session = context.take(&context.task).await.map_err(|e| at(&format!("no login: {e}")))?;
     end_fetchers(&mut session).await.map_err(|e| at(&format!("what fetches from here could not be ended: {e}")))?;
     let fetching = session.status().await.map_err(|e| at(&e.to_string()))?;
-    let position = match fetching.filter(|s| s.sql && s.io != IoThread::Stopped) {
-        Some(recorded) => drained_beside(context, &mut session, recorded, deadline).await,
+    // Only MariaDB's thread, and one that is connecting, take long to end.
+    let lingers = |s: &Status| match s.io {
+        IoThread::Connecting => true,
+        IoThread::Running => session.dialect == Dialect::MariaDb,
+        IoThread::Stopped => false,
+    };
+    let beside = match fetching.filter(|s| s.sql && lingers(s)) {
+        Some(recorded) => match context.server.connect(LOGIN).await {
+            Ok(other) => Some((recorded, other)),
+            // The one login there is has to do.
+            Err(e) if e.is_full() => None,
+            Err(e) => return Err(at(&format!("no login: {e}"))),
+        },
+        None => None,
+    };
+    let position = match beside {
+        Some((recorded, other)) => drained_beside(context, alone, &mut session, other, recorded, deadline).await,
         None => drained(&mut session, deadline).await,
     };
     let position = position.map_err(|why| at(&why))?;
@@ -124,35 +139,46 @@ pub(super) async fn drain(context: &Context, limit: Duration) -> Result<Option<G
     Ok(position)
 }
 
-/// As [`drained`], with a STOP that nobody waits for longer than the I/O thread can still take something.
+/// As [`drained`], with a STOP by the `other` login that nobody waits for longer than the I/O thread can still take
+/// something.
 async fn drained_beside(
     context: &Context,
+    alone: Alone,
     session: &mut Session,
+    other: Session,
     mut recorded: Status,
     deadline: Instant,
 ) -> Result<Option<Gtids>, String> {
     let text = |e: Trouble| e.to_string();
     relay::complete(session, &mut recorded).await.map_err(text)?;
     // Nothing comes to who has no connection. That is used first: his STOP can hold the status up.
-    let unconnected = recorded.io == IoThread::Connecting;
-    let before = match unconnected {
-        true => Some(wait_applied(session, &recorded, deadline).await?),
-        false => None,
+    let before = match recorded.io {
+        IoThread::Connecting => Some(wait_applied(session, &recorded, deadline).await?),
+        IoThread::Running | IoThread::Stopped => None,
     };
-    let stopping = stop_beside(context, session, unconnected, deadline).await.map_err(text)?;
-    match (session.status_within(READ_BACK).await, before, stopping) {
-        (Ok(Some(s)), Some(position), _) if s.io != IoThread::Running && s.unapplied(position.as_ref()).is_none() => {
-            Ok(position)
-        }
-        (Ok(Some(_)), _, _) => wait_applied(session, &recorded, deadline).await,
-        (Ok(None), _, _) => Err("the replication configuration was removed meanwhile".to_owned()),
-        (Err(Trouble::Late { .. }), Some(position), _) => Ok(position),
-        (Err(Trouble::Late { .. }), None, Some(stopping)) => {
-            stopping.await.map_err(|e| e.to_string())?.map_err(text)?;
-            *session = context.server.connect(QUERY).await.map_err(text)?;
+    match stop_beside(context, alone, session, other, before.is_some(), deadline).await.map_err(text)? {
+        Stopped::Over(_alone) => wait_applied(session, &recorded, deadline).await,
+        Stopped::AtRest { mut stopping, connecting } => {
+            match (session.status_within(READ_BACK).await, before.filter(|_| connecting)) {
+                (Ok(_), _) => {
+                    let position = wait_applied(session, &recorded, deadline).await?;
+                    // It was at rest, so nothing has come since.
+                    let last = session.status_within(READ_BACK).await.map_err(text)?;
+                    if last.is_none_or(|s| s.unapplied(position.as_ref()).is_none()) {
+                        return Ok(position);
+                    }
+                }
+                (Err(Trouble::Late { .. }), Some(position)) => return Ok(position),
+                (Err(Trouble::Late { .. }), None) => {}
+                (Err(e), _) => return Err(e.to_string()),
+            }
+            let (ended, _alone) = (&mut stopping).await.map_err(|e| e.to_string())?;
+            ended.map_err(text)?;
+            if !session.usable() {
+                *session = context.server.connect(LOGIN).await.map_err(text)?;
+            }
             wait_applied(session, &recorded, deadline).await
         }
-        (Err(e), _, _) => Err(e.to_string()),
     }
 }
 
@@ -180,40 +206,57 @@ pub(super) async fn stop_fetching(session: &mut Session, deadline: Instant) -> R
     session.run_of(limit, session.dialect.words().stop_io).await
 }
 
-type Stopping = JoinHandle<Result<(), Trouble>>;
+/// A STOP of the I/O thread that goes on, with the right to do so.
+type Stopping = JoinHandle<(Result<(), Trouble>, Option<Alone>)>;
+
+enum Stopped {
+    Over(Option<Alone>),
+    /// The thread takes nothing any more, and only its end is waited for. `connecting`: it has no connection.
+    AtRest {
+        stopping: Stopping,
+        connecting: bool,
+    },
+}
 
 /// Has the I/O thread stopped, and returns when that is done, or when the thread can take nothing any more and only its
 /// end is waited for: with semi-sync, MariaDB's logs in to a master that does not answer (see `stop_fetching`).
 ///
-/// After the STOP the thread drops what it reads, and no acknowledgement leaves any more (10.11 and 11.8: its socket is
-/// shut down). So it is at rest when it is seen waiting, not writing, for a while after the server has begun the STOP.
+/// After the STOP has taken effect the thread drops what it reads, and no acknowledgement leaves any more (10.11 and 11.8:
+/// its socket is shut down). So it is taken to be at rest when it is seen doing nothing for a while after the server has
+/// begun the STOP, and no other command that changes replication may be holding that up. Nobody starts it again before
+/// the STOP is over.
 async fn stop_beside(
     context: &Context,
+    alone: Alone,
     session: &mut Session,
+    mut other: Session,
     unconnected: bool,
     deadline: Instant,
-) -> Result<Option<Stopping>, Trouble> {
-    let mut beside = context.server.connect(QUERY).await?;
-    let id = beside.id;
-    let mut stopping = tokio::spawn(async move { stop_fetching(&mut beside, deadline).await });
+) -> Result<Stopped, Trouble> {
+    let (id, ending) = (other.id, context.ending(alone));
+    let mut stopping = tokio::spawn(async move {
+        let ended = stop_fetching(&mut other, deadline).await;
+        (ended, ending.ended())
+    });
     let mut at_rest: Option<Instant> = None;
     loop {
         if let Ok(ended) = timeout(POLL, &mut stopping).await {
-            return ended.map_err(|e| Trouble::Lost { why: e.to_string() })?.map(|()| None);
+            let (answer, alone) = ended.map_err(|e| Trouble::Lost { why: e.to_string() })?;
+            return answer.map(|()| Stopped::Over(alone));
         }
         let all = clients::all(session).await?;
         let begun = all.iter().any(|c| c.id == id && c.stops_replication());
-        let rests = match unconnected {
-            true => !all.iter().any(Client::queues_event),
-            false => all.iter().any(Client::fetches_nothing_more),
-        };
-        at_rest = if begun && rests { at_rest.or(Some(Instant::now())) } else { None };
+        let held_up = all.iter().any(|c| c.id != id && c.changes_replication());
+        let connecting = unconnected && all.iter().any(Client::is_connecting);
+        let idle = connecting || all.iter().any(Client::fetches_nothing_more);
+        let rests = begun && idle && !held_up && !all.iter().any(Client::queues_event);
+        at_rest = if rests { at_rest.or(Some(Instant::now())) } else { None };
         if at_rest.is_some_and(|since| since.elapsed() >= AT_REST) {
             tracing::info!(
                 place = context.server.place,
                 "the I/O thread is still ending its connection to the old master"
             );
-            return Ok(Some(stopping));
+            return Ok(Stopped::AtRest { stopping, connecting });
         }
     }
 }

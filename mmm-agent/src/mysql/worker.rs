@@ -5,7 +5,7 @@
 
 use super::context::Context;
 use super::{fetch, follow, quiesce, read_only, semisync, tasks};
-use mmm_agent_core::io::{Input, Step};
+use mmm_agent_core::io::{Input, Side, Step};
 use mmm_common::epoch::Epoch;
 use mmm_common::gtid::Gtids;
 use mmm_common::order::{Task, Work};
@@ -160,6 +160,12 @@ impl Worker {
 
     fn start_task(&mut self, task: Task) {
         self.end_task(&format!("task {} came instead", task.id));
+        if matches!(task.work, Work::Drain { .. } | Work::Fetch { .. }) {
+            // What was asked for before would start the I/O thread after it.
+            self.overtake("a drain or a fetch", |s| {
+                matches!(s, Step::Follow { .. } | Step::SemiSync { side: Side::Replica, .. })
+            });
+        }
         let what = TaskRun { id: task.id, quiesce: matches!(task.work, Work::Quiesce { .. }) };
         let (context, inputs, id) = (Arc::clone(&self.context), self.inputs.clone(), task.id);
         let (run, handle) = self.spawn(async move {
@@ -192,17 +198,25 @@ impl Worker {
 
     /// A Writable that waits or is under way must not take effect after what came later.
     fn overtake_writable(&mut self, by: &str) {
-        let waiting = std::mem::take(&mut self.waiting);
-        let (mut overtaken, rest): (Vec<Step>, Vec<Step>) =
-            waiting.into_iter().partition(|s| matches!(s, Step::Writable { .. }));
-        self.waiting = rest.into();
+        self.overtake(by, |s| matches!(s, Step::Writable { .. }));
         if let Some(running) = self.lane.take_if(|r| matches!(r.what, Step::Writable { .. })) {
             running.handle.abort();
-            overtaken.push(running.what);
+            self.not_done(running.what, by);
         }
+    }
+
+    /// What waits is not done.
+    fn overtake(&mut self, by: &str, which: impl Fn(&Step) -> bool) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let (overtaken, rest): (Vec<Step>, Vec<Step>) = waiting.into_iter().partition(which);
+        self.waiting = rest.into();
         for step in overtaken {
-            self.tell(Input::Done { step, result: Err(format!("not done: {by} came after it")) });
+            self.not_done(step, by);
         }
+    }
+
+    fn not_done(&self, step: Step, by: &str) {
+        self.tell(Input::Done { step, result: Err(format!("not done: {by} came after it")) });
     }
 
     fn end_quiesce(&mut self, by: &str) {

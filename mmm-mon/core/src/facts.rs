@@ -254,8 +254,7 @@ impl HostFacts {
     pub(crate) fn sql_error(&self) -> Option<&str> {
         self.link.as_ref()?.anchor?;
         let server = &self.report.as_ref()?.server;
-        let replication = server.replication.as_ref().filter(|r| server.life == Life::Alive && !r.sql_running)?;
-        (!replication.error.is_empty()).then_some(replication.error.as_str())
+        server.replication.as_ref().filter(|_| server.life == Life::Alive)?.sql_error()
     }
 
     /// Its agent, with another configuration than the monitor, would take leases that the kernel alone cannot end in time.

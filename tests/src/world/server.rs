@@ -450,7 +450,7 @@ impl World {
                         sql_running: server.sql,
                         received: Some(server.gtids(&server.received)),
                         behind_ms: (server.io && server.sql && connected).then_some(0),
-                        error: if server.sql_refuses { "cannot be applied".to_owned() } else { String::new() },
+                        error: ReplicationReport::errors("", if server.sql_refuses { "cannot be applied" } else { "" }),
                     }),
                     semisync: self.semisync_of(name),
                 };
