@@ -504,8 +504,14 @@ fn look_at_data(w: &mut World, kind: Kind, forced: bool) -> Result<(), String> {
 /// In a healthy cluster nothing is saved, the cores sleep, and replicas follow the writer.
 fn look_at_peace(w: &mut World) -> Result<(), String> {
     w.run(10_000);
-    (w.saves, w.ticks) = (0, 0);
-    w.run(PEACE);
+    // A job that failed a minute ago is begun again, which is saved: in one of two windows at most.
+    for _ in 0..2 {
+        (w.saves, w.ticks) = (0, 0);
+        w.run(PEACE);
+        if w.saves == 0 {
+            break;
+        }
+    }
     if w.saves > 0 {
         return broken(w, &format!("SAVES: {} in {PEACE} ms of peace", w.saves));
     }
