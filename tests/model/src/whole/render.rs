@@ -39,6 +39,7 @@ fn past(field: &[u8]) -> i64 {
                     | b"sample"
                     | b"failed"
                     | b"asked"
+                    | b"ahead"
             );
     if short { SHORT } else { LONG }
 }
