@@ -563,9 +563,7 @@ impl Core {
         match step {
             Step::Address { ip, lifetime_s, until } => {
                 let Some(slot) = self.slots.get_mut(ip) else { return false };
-                let kernel_until = now + Duration::from_secs(u64::from(*lifetime_s));
-                // It was reckoned from a moment before.
-                slot.kernel_until = Some(if self.guarded { kernel_until } else { kernel_until.min(*until) });
+                slot.kernel_until = Some(now + Duration::from_secs(u64::from(*lifetime_s)));
                 slot.allowed_until = Some(*until);
                 if slot.present {
                     // Only the lifetime moved: nothing to report.

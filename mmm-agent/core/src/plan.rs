@@ -171,19 +171,16 @@ impl Situation<'_> {
     fn address(&self, ip: IpAddr, slot: &Slot) -> Option<Step> {
         let held = self.right(slot)?;
         let Lease::Until(end) = held.lease else { return None };
-        let rest = end.since(self.now);
         // The guard ends the answers by itself, so the address may stay longer than its lease.
-        let rounded_up = self.guarded && rest.subsec_nanos() > 0;
-        let whole_seconds = rest.as_secs() + u64::from(rounded_up);
+        let whole_seconds = end.since(self.now).as_secs().max(u64::from(self.guarded));
         if whole_seconds == 0 {
             return None;
         }
         let until = self.now + Duration::from_secs(whole_seconds);
         let wanted = if slot.present {
             // Too long is what an order before this one, for a longer time, has left.
-            let longest = end + Duration::from_secs(u64::from(self.guarded));
             slot.kernel_until.is_none_or(|set| {
-                set > longest || (set < until.min(end) && set.since(self.now) <= held.refresh_before())
+                set > until.max(end) || (set < until.min(end) && set.since(self.now) <= held.refresh_before())
             })
         } else {
             // The server opens before the address does: whoever reaches the writer address can write.
