@@ -46,8 +46,8 @@ impl Held {
         Duration::from_millis(200).min(self.ttl / 10)
     }
 
-    /// How long before the end of a kernel lifetime it is refreshed. Several whole seconds of a lease's rest end in this time,
-    /// so one that is not renewed any more is given its last, exact one well before.
+    /// How long before the end of a kernel lifetime it is refreshed. A whole second of a lease's rest begins in this time, so
+    /// one that is not renewed any more is given its last, exact one before it ends.
     pub(crate) fn refresh_before(&self) -> Duration {
         Duration::from_millis(1500).max(self.ttl / 2)
     }

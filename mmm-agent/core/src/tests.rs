@@ -654,7 +654,7 @@ fn an_answer_on_the_wire_that_comes_after_a_let_go_is_no_conflict() {
     assert!(a.last().conflicts.is_empty(), "{:?}", a.last());
 }
 
-/// An agent that vouches for db2's writer at 1,000 until 5,500, asked by an agent without the exact guard.
+/// An agent that has just vouched for db2's writer for 4.5 s, asked by an agent without the exact guard.
 fn vouching() -> Agent {
     let mut a = Agent::new(None, 1);
     let order = a.order(&[(WRITER, let_go(5))]);

@@ -333,6 +333,47 @@ mod tests {
     }
 
     #[test]
+    fn an_io_thread_that_may_still_take_something_is_not_at_rest() {
+        let thread =
+            |command, state: &str| Client { state: state.to_owned(), ..client("system user", "", command, "") };
+        let (io, sql) = ("Slave_IO", "Slave_SQL");
+        assert!(thread(io, "Waiting for master to send event").fetches_nothing_more());
+        assert!(thread(io, "Ending IO thread").fetches_nothing_more());
+        assert!(!thread(io, "Queueing master event to the relay log").fetches_nothing_more());
+        assert!(!thread(io, "Connecting to master").fetches_nothing_more());
+        assert!(
+            !thread(sql, "Waiting for master to send event").fetches_nothing_more(),
+            "only the thread that fetches"
+        );
+        assert!(thread(io, "Queueing master event to the relay log").queues_event());
+        assert!(thread("Connect", "Queueing source event to the relay log").queues_event());
+        assert!(thread(io, "Waiting to reconnect after a failed master event read").is_connecting());
+        assert!(thread("Connect", "Connecting to source").is_connecting());
+        assert!(!thread(io, "Waiting for master to send event").is_connecting());
+    }
+
+    #[test]
+    fn what_may_hold_a_stop_up_is_told_from_other_statements() {
+        let runs = |statement: &str| Client { statement: statement.to_owned(), ..client("boss", "", "Query", "") };
+        for sql in [
+            "STOP SLAVE SQL_THREAD",
+            "START  REPLICA",
+            "STOP ALL SLAVES",
+            "CHANGE MASTER TO MASTER_PORT=1",
+            "RESET SLAVE",
+        ] {
+            assert!(runs(sql).changes_replication(), "{sql}");
+        }
+        for sql in ["START TRANSACTION", "SHOW SLAVE STATUS", "RESET QUERY CACHE", ""] {
+            assert!(!runs(sql).changes_replication(), "{sql}");
+        }
+        let idle = Client { command: "Sleep".to_owned(), ..runs("STOP SLAVE") };
+        assert!(!idle.changes_replication(), "its last one is over");
+        assert!(Client { state: "Killing slave".to_owned(), ..runs("STOP SLAVE IO_THREAD") }.stops_replication());
+        assert!(!runs("STOP SLAVE IO_THREAD").stops_replication(), "the server has not begun it");
+    }
+
+    #[test]
     fn a_locking_read_counts_as_a_write() {
         assert!(client("app", "h:1", "Query", "SELECT 1").only_reads());
         assert!(!client("app", "h:1", "Query", "SELECT 1 FOR UPDATE").only_reads());

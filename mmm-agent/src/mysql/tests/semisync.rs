@@ -173,7 +173,7 @@ async fn read_only_gets_past_commits_that_wait_for_an_acknowledgement(kind: &str
     for commit in commits {
         assert!(timeout(SECOND, commit).await.expect("a client hangs").unwrap().is_err(), "nobody acknowledged it");
     }
-    // What waits is in the binary log, and so in what is reported; the others are not begun until it is through.
+    // What waits is in the binary log, and so in what is reported. One that is only in line for it may be taken back.
     let there: usize = db1.sql("SELECT COUNT(*) FROM app.t").await.parse().unwrap();
     assert!((1..=3).contains(&there), "{there}");
     let before = side.last.executed.clone();
